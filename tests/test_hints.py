@@ -17,7 +17,7 @@ from tests.commands.remove.test_remove import Place
 from tests.kit.caches import CacheBuilder
 from tests.test_architecture import MODULES
 from vlmcache.cache.scan import scan
-from vlmcache.commands.remove.facts import Known
+from vlmcache.change.known import Known
 from vlmcache.commands.status.steps import Planner
 
 REMOVING = re.compile(r"vlmcache (rm|clean)\b|--force\b|--overwrite\b")
@@ -71,7 +71,7 @@ REVIEWED = {
     "commands.remove.clean": {"command clean": "of what nobody is known to use"},
     "commands.remove.remove": {"command rm": "of the one file whose address was named"},
     "commands.remove.values": {
-        "end that first; --force removes it nevertheless": "the user has asked for that removal",
+        "stop that first; --force removes it anyway": "the user has asked for that removal",
         "'vlmcache clean' removes the rest, once that has ended": "the rest of that removal",
     },
     "commands.status.choose": {

@@ -11,7 +11,7 @@ from collections import defaultdict
 
 from tests.test_architecture import MODULES
 
-TREES = frozenset({"cache.reading", "cache.tree", "change.tree"})
+TREES = frozenset({"cache.reading", "cache.tree", "change.tree", "change.removal_tree"})
 """The modules that open and change what is in a cache."""
 
 READS = {

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import enum
 import os
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
 
 from vlmcache import late
+
+_T = TypeVar("_T")
 
 
 class ExitCode(enum.IntEnum):
@@ -316,6 +319,21 @@ def in_words(error: OSError, path: str) -> str:
     named = error.filename
     complete = isinstance(named, str) and os.path.isabs(named)
     return f"{reason_of(error)}: {named if complete else path}"
+
+
+def require_consent(ask: Callable[[_T], bool] | None, subject: _T, undone: str) -> None:
+    """Ask whether to continue, if anybody is to be asked.
+
+    Args:
+        ask: is given the subject, and returns whether to continue; `None` if nobody is asked.
+        subject: what is asked about: a plan, or the question itself.
+        undone: what the message says of "nothing" after a no: `was removed`.
+
+    Raises:
+        UnconfirmedError: the answer is no.
+    """
+    if ask is not None and not ask(subject):
+        raise UnconfirmedError(f"not confirmed: nothing {undone}")
 
 
 def less_memory(precision: str | None) -> str:

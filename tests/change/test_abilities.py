@@ -92,19 +92,19 @@ def alike(place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         return takes(trial, name, name if same else None)
 
     monkeypatch.setattr(abilities._Trial, "takes", fold)
-    return "takes two names for one: 'README.md' and 'readme.md'"
+    return "cannot tell two names apart: 'README.md' and 'readme.md'"
 
 
 def no_odd_names(place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(abilities._Trial, "takes", lambda _, name, *_others: "?" not in name)
-    return "has no files with the name 'what[?].json'"
+    return "cannot hold a file named 'what[?].json'"
 
 
 def no_large_files(place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     refuse(monkeypatch, "lseek", errno.EINVAL)
     monkeypatch.setattr(abilities, "LOCAL", frozenset())
     monkeypatch.setattr(abilities, "_LARGE", 1000)
-    return "has no files of 1 kB, and the longest has"
+    return "cannot hold files of 1 kB, and the longest has"
 
 
 def long_paths(place: Path, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -342,7 +342,7 @@ def test_without_locks_a_partial_that_was_written_within_the_hour_is_in_use(
 
 
 @pytest.mark.usefixtures("no_locks")
-def test_that_a_filesystem_has_no_locks_is_told_once_for_people_and_in_json(
+def test_that_a_filesystem_has_no_locks_is_reported_once_for_people_and_in_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("vlmcache.cache.locks._LOCKLESS", {})

@@ -19,8 +19,8 @@ from tests.kit.hub import LoopbackHub
 from tests.kit.rooms import LONG, OLD, settle
 from vlmcache.cache.mounts import Mount
 from vlmcache.cache.scan import scan
+from vlmcache.change import known
 from vlmcache.commands.move.move import move
-from vlmcache.commands.remove import facts
 from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.verify.verify import verify
 from vlmcache.config import CacheLocation
@@ -41,7 +41,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def mounted(monkeypatch: pytest.MonkeyPatch, kind: str, *options: str) -> None:
-    monkeypatch.setattr(facts, "mount_of", lambda _: Mount("/", kind, frozenset(options)))
+    monkeypatch.setattr(known, "mount_of", lambda _: Mount("/", kind, frozenset(options)))
 
 
 def replaced(place: Place, **more: bytes) -> CachedRepo:
@@ -294,7 +294,7 @@ def test_our_own_journal_keeps_a_revision_and_its_silence_removes_none(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo = replaced(place)
-    key = str(place.root), "model", NAME, first(repo).name
+    key = str(place.root), ("model", NAME, first(repo).name)
     with Journal(place.environment.variables["VLMCACHE_HOME"]) as memory:
         memory.record_use(*key, "load", time.time() - DAY)
     place.clean()
@@ -774,7 +774,7 @@ def test_what_another_repo_links_to_stays_and_the_plan_names_that_repo(
         assert not repo.blob("config.json").exists()
 
 
-def test_a_repo_goes_with_the_repo_that_links_to_it(place: Place) -> None:
+def test_a_repo_is_removed_with_the_repo_that_links_to_it(place: Place) -> None:
     repo = replaced(place)
     other = CacheBuilder(place.root).repo("org/other")
     other.revision(FIRST)

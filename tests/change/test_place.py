@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.kit.disks import small_filesystem
+from vlmcache.cache.base_record import BaseAt
+from vlmcache.cache.moved import MoveRecord
 from vlmcache.change import place
+from vlmcache.change.base import record_bases
+from vlmcache.change.moved_note import write_moves
 from vlmcache.change.tree import Tree
+from vlmcache.errors import CacheError
 
 COMMIT = "0" * 40
 
@@ -51,7 +56,7 @@ def test_listings_are_for_their_user_alone_but_in_a_shared_cache(
     assert (trees / f"{COMMIT}.json").stat().st_mode & 0o777 == file
 
 
-def test_a_link_that_finds_no_free_inode_is_told_with_its_own_path_and_why() -> None:
+def test_a_link_that_finds_no_free_inode_is_reported_with_its_own_path_and_why() -> None:
     with small_filesystem(2_000_000, inodes=20) as disk:
         tree, path = Tree(str(disk)), str(disk / "file")
         with contextlib.suppress(OSError):
@@ -78,3 +83,14 @@ def test_a_disk_without_a_free_byte_is_full() -> None:
             Tree(str(disk)).write(path, bytes(400_000))
         problem = place.disk_failure(refused.value, path)
         assert problem.message == f"the disk is full: {path}"
+
+
+def test_a_folder_whose_name_is_not_text_is_refused_before_anything_is_recorded(
+    tmp_path: Path,
+) -> None:
+    odd = os.fsdecode(b"/caf\xe9")
+    with pytest.raises(CacheError, match="not valid UTF-8"):
+        write_moves(str(tmp_path), {"models--org--name": MoveRecord(odd, finished=True)})
+    with pytest.raises(CacheError, match="not valid UTF-8"):
+        record_bases(Tree(str(tmp_path)), "models--org--name", [BaseAt(odd)])
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))

@@ -101,6 +101,25 @@ def test_rm_of_a_model_that_a_process_uses_is_refused_and_the_process_named(
         assert not repo.folder.exists()
 
 
+def test_a_process_with_several_files_of_a_stray_folder_open_is_named_once(place: Place) -> None:
+    base(place.root)
+    files = [place.root / "not-a-model" / name for name in ("one", "two")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    command = ["sh", "-c", 'exec 3<"$1" 4<"$2"; echo ready; read line', "sh", *map(str, files)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        done = place.rm("not-a-model")
+        child.kill()
+    (kept,) = done.in_use
+    assert [process.pid for process in kept.processes] == [child.pid]
+    assert all(file.exists() for file in files)
+
+
 def test_clean_keeps_what_a_process_uses_and_names_it(place: Place) -> None:
     repo = base(place.root)
     detached = next(iter(repo.revisions))
@@ -179,6 +198,20 @@ def test_a_blob_that_a_download_linked_to_meanwhile_stays(place: Place) -> None:
 
     assert orphan.read_bytes() == OTHER
     assert "stale" in {outcome.result for outcome in receipt.outcomes}
+
+
+def test_a_file_that_came_into_a_folder_of_locks_after_the_plan_stays(place: Place) -> None:
+    repo = base(place.root)
+    repo.locks.mkdir(parents=True, exist_ok=True)
+    (repo.locks / f"{'a' * 40}.lock").touch()
+    plan = plan_removal(scan(place.root), [Target("org/name", repo.folder.name)])
+    stranger = repo.locks / "notes.txt"
+    stranger.touch()
+    receipt = execute(plan, str(place.root))
+    assert stranger.exists()
+    assert not repo.folder.exists()
+    results = {outcome.path: outcome.result for outcome in receipt.outcomes}
+    assert results[str(repo.locks)] == "stale"
 
 
 def test_a_held_lock_keeps_its_blob(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +385,7 @@ def test_another_users_cache_stays_and_every_refusal_is_told() -> None:
         assert fingerprint(root) == before
 
 
-def test_a_read_only_cache_stays_and_the_refusal_is_told(
+def test_a_read_only_cache_stays_and_the_refusal_is_reported(
     tmp_path: Path, vlmcache: Vlmcache
 ) -> None:
     root = tmp_path / "hub"
@@ -414,7 +447,7 @@ for name in sys.argv[2:]:
 """
 
 
-def test_of_two_repos_with_one_commit_the_named_one_goes_under_any_hash_seed(
+def test_of_two_repos_with_one_commit_the_named_one_is_removed_under_any_hash_seed(
     place: Place,
 ) -> None:
     cache = CacheBuilder(place.root)
@@ -503,7 +536,7 @@ print("done")
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_clean_beside_a_download_by_the_hubs_own_client_breaks_nothing(
+def test_clean_during_a_download_by_the_hubs_own_client_breaks_nothing(
     place: Place, pinned: bool
 ) -> None:
     files = {f"w{number}.bin": os.urandom(300_000) for number in range(6)} | {"config.json": b"{}"}
@@ -690,7 +723,7 @@ def test_a_shared_blob_that_nobody_links_to_stays_while_a_download_is_unfinished
     assert payload.exists() == partial
 
 
-def test_revisions_beside_a_snapshot_that_is_a_link_stay(place: Place) -> None:
+def test_revisions_next_to_a_snapshot_that_is_a_link_stay(place: Place) -> None:
     repo = base(place.root)
     detached = next(iter(repo.revisions))
     (repo.snapshots / ("d" * 40)).symlink_to(detached)
@@ -699,7 +732,7 @@ def test_revisions_beside_a_snapshot_that_is_a_link_stay(place: Place) -> None:
     assert (repo.snapshots / detached / "model.safetensors").exists()
 
 
-def test_the_last_whole_revision_stays_while_its_ref_leads_to_what_is_not_there(
+def test_the_last_complete_revision_stays_while_its_ref_leads_to_what_is_not_there(
     place: Place,
 ) -> None:
     repo = base(place.root)
@@ -711,7 +744,7 @@ def test_the_last_whole_revision_stays_while_its_ref_leads_to_what_is_not_there(
     assert sorted(path.name for path in repo.snapshots.iterdir()) == before
 
 
-def test_two_that_only_look_do_not_take_each_other_for_a_download(place: Place) -> None:
+def test_two_scans_do_not_take_each_other_for_a_download(place: Place) -> None:
     repo = base(place.root)
     lock = repo._lock_file("e" * 64)
     with lock.open() as file:

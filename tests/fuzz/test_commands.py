@@ -21,10 +21,11 @@ from tests.kit.commands import run_here
 from tests.kit.hostile import examples
 from tests.kit.rooms import OLD, settle
 from vlmcache.cache.usage import Usage
+from vlmcache.change import known
 from vlmcache.cli import main as cli
 from vlmcache.cli.register import COMMANDS, document_type, stream_types
 from vlmcache.commands.doctor import doctor
-from vlmcache.commands.remove import facts, remove
+from vlmcache.commands.remove import remove
 from vlmcache.errors import ExitCode
 from vlmcache.show.document import schema_of, schema_of_stream
 
@@ -57,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         # Looking through all processes takes longer than all else here.
         patch.setattr(remove, "who_uses", lambda *_: Usage())
-        patch.setattr(facts, "who_uses", lambda *_: Usage())
+        patch.setattr(known, "who_uses", lambda *_: Usage())
         patch.setattr(doctor, "_seen_by_torch", lambda devices, _: devices)
         yield Place(folder, outside)
 

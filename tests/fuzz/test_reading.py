@@ -29,7 +29,7 @@ from vlmcache.cache.memory import estimate
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import TreeFile
 from vlmcache.cache.weights import read_header
-from vlmcache.change.names import find_targets
+from vlmcache.change.names import NamingOptions, find_targets
 from vlmcache.commands.backup.backup import backup
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, problem_of
 from vlmcache.commands.backup.restore import restore
@@ -405,7 +405,7 @@ def test_a_models_name_means_something_or_is_refused(heap: CacheBuilder, text: s
     with contextlib.suppress(VlmcacheError):
         find_model(config(), text, ["org/name"])
     with contextlib.suppress(VlmcacheError):
-        find_targets(state, config(), [text], folder=str(heap.root))
+        find_targets(state, config(), [text], NamingOptions(folder=str(heap.root)))
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ IDENTITY = Identity(1, 2, 3, 4, 5)
 
 def remember(home: Path, at: float = 10.0) -> None:
     with Journal(str(home)) as memory:
-        memory.record_use("/cache", *KEY, "pull", at)
+        memory.record_use("/cache", KEY, "pull", at)
         memory.record_verified([(IDENTITY, "a" * 64)], at)
 
 
@@ -123,7 +123,7 @@ def test_what_a_user_has_used_is_read_and_what_was_verified_is_not_believed(user
     remember(user, 20.0)
     with Journal(str(user)) as memory:
         assert memory.verified() == {}
-        memory.forget("/cache", *KEY)
+        memory.forget("/cache", KEY)
     assert (user / FILE).read_bytes() == before
     assert os.listdir(user) == [FILE]
 
@@ -145,6 +145,16 @@ def test_a_view_that_never_ends_is_not_asked(user: Path) -> None:
         )
     os.chown(user / FILE, USER, USER)
     assert uses(user) == {}
+
+
+@pytest.mark.parametrize("odd", ["NULL", "9e999", "x'00'", "'x'"])
+def test_a_table_of_a_users_own_making_makes_no_trouble(user: Path, odd: str) -> None:
+    with contextlib.closing(sqlite3.connect(user / FILE)) as database, database:
+        database.execute("CREATE TABLE verified (device, inode, size, mtime_ns, hash)")
+        database.execute(f"INSERT INTO verified VALUES ({odd}, {odd}, {odd}, {odd}, '')")
+    os.chown(user / FILE, USER, USER)
+    with Journal(str(user)) as memory:
+        assert memory.damaged() == set()
 
 
 def test_no_copies_are_made_or_removed_in_a_users_home(user: Path, outside: Path) -> None:

@@ -17,7 +17,7 @@ KEY = ("model", "org/name", "c" * 40)
 
 def remember(home: Path, at: float, what: str = "pull") -> None:
     with Journal(str(home)) as memory:
-        memory.record_use("/cache", *KEY, what, at)
+        memory.record_use("/cache", KEY, what, at)
 
 
 def uses(home: Path) -> dict[tuple[str, str, str], float]:
@@ -33,13 +33,13 @@ def test_the_latest_use_of_a_revision_is_remembered(tmp_path: Path) -> None:
     assert uses(tmp_path) == {KEY: 30.0}
 
 
-def test_caches_are_kept_apart_and_a_repo_can_be_forgotten(tmp_path: Path) -> None:
+def test_caches_are_kept_apart_and_a_revision_can_be_forgotten(tmp_path: Path) -> None:
     remember(tmp_path, 10.0)
     with Journal(str(tmp_path)) as memory:
         assert memory.uses("/other") == {}
-        memory.forget("/cache", "model", "org/name", "d" * 40)
+        memory.forget("/cache", (*KEY[:2], "d" * 40))
         assert memory.uses("/cache") == {KEY: 10.0}
-        memory.forget("/cache", "model", "org/name")
+        memory.forget("/cache", KEY)
         assert memory.uses("/cache") == {}
 
 
@@ -62,7 +62,7 @@ def test_rows_of_others_are_passed_over(tmp_path: Path, odd: object) -> None:
         assert len(memory.damaged()) <= 1
 
 
-def test_looking_creates_no_file(tmp_path: Path) -> None:
+def test_reading_creates_no_file(tmp_path: Path) -> None:
     assert uses(tmp_path / "own") == {}
     assert not (tmp_path / "own").exists()
 

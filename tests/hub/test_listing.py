@@ -387,4 +387,4 @@ def test_a_name_that_the_filesystem_does_not_take_refuses_only_itself(
     run = pull(hub, tmp_path / "cache")
     assert run.problem is None
     assert {file.path for file in run.models[0].left_out} == {"what?.md"}
-    assert "the filesystem has no files with the name 'what?.md'" in run.findings[0].detail
+    assert "the filesystem cannot hold a file named 'what?.md'" in run.findings[0].detail

@@ -366,6 +366,15 @@ def is_blob_name(text: str) -> bool:
     return _BLOB_NAME_ALONE.fullmatch(text) is not None
 
 
+def is_entry_name(text: str) -> bool:
+    """Return whether a string can be the name of one entry of a folder, and leads nowhere else."""
+    return (
+        text == os.path.basename(text)
+        and text not in ("", os.curdir, os.pardir)
+        and "\0" not in text
+    )
+
+
 def is_commit_folder(text: str) -> bool:
     """Return whether a string can name one folder below `snapshots/`."""
     return _SAFE_COMMIT.fullmatch(text) is not None and ".." not in text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -19,6 +19,8 @@ ByteClass = Literal[
 ]
 Severity = Literal["error", "warning", "info"]
 State = Literal["cached", "partial", "missing", "damaged", "away"]
+RevisionKey: TypeAlias = tuple[str, str, str]
+"""(repo type, repo id, commit), as the journal and the trash name a revision."""
 FileKind = Literal["link", "copy", "stub", "outside", "dangling", "loop", "unreadable", "gone"]
 """A stub is a file in place of a link: empty, or with the link's target as its text.
 

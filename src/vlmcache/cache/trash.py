@@ -19,7 +19,7 @@ from vlmcache import late
 from vlmcache.cache import layout
 from vlmcache.cache.entries import STALE_AFTER, Notes, allocated_bytes, read_entries
 from vlmcache.cache.reading import FOLDER, JSON_ERRORS, json, parse_json
-from vlmcache.cache.state import CacheState
+from vlmcache.cache.state import CacheState, RevisionKey
 from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, enter, tree_at, trusted_owners
 
 FORMAT = "vlmcache.trash/1"
@@ -28,6 +28,8 @@ DAY = 86400.0
 _LIMIT = 256_000_000
 _ID = late.pattern(r"[0-9a-f]{8}")
 _DELETED = late.pattern(r"[0-9a-f]{8}\.emptied")
+_LATEST = 1e11
+"""Seconds since the epoch, and of a duration, that a record can mean: a calendar holds no more."""
 EMPTIED = ".emptied"
 """How the name of a removal's folder ends while it is being emptied."""
 
@@ -72,8 +74,8 @@ class TrashRecord(msgspec.Struct, frozen=True):
     items: tuple[TrashedItem, ...]
     """What was to be moved; an item's number in this list is its name in the trash."""
     folders: tuple[FolderTime, ...] = ()
-    revisions: tuple[tuple[str, str, str], ...] = ()
-    """(type, repo, commit) of the revisions that were removed."""
+    revisions: tuple[RevisionKey, ...] = ()
+    """The revisions that were removed."""
     part_of: str | None = None
     """The real path of the cache whose removal this is a part of, if this is where models moved."""
     places: tuple[str, ...] = ()
@@ -274,9 +276,22 @@ def _read(tree: CacheTree, name: str) -> Trashed:
     with contextlib.suppress(OSError, *JSON_ERRORS):
         value = parse_json(tree.read(os.path.join(folder, RECORD), _LIMIT))
         read = msgspec.convert(value, TrashRecord)
-        sound = read.format == FORMAT and read.id == name
-        record = read if sound and all(is_below(item.path) for item in read.items) else None
-    return Trashed(tree, name, record, record.removed_at if record else status.st_mtime)
+        record = read if read.id == name and _is_sound(read) else None
+    removed_at = record.removed_at if record else min(max(0.0, status.st_mtime), _LATEST)
+    return Trashed(tree, name, record, removed_at)
+
+
+def _is_sound(record: TrashRecord) -> bool:
+    """Return whether a record can be ours: whoever may write to the trash may have written it."""
+    return (
+        record.format == FORMAT
+        and 0 <= record.removed_at <= _LATEST
+        and 0 <= record.days * DAY <= _LATEST
+        and all(is_below(item.path) for item in record.items)
+        and all(not time.path or is_below(time.path) for time in record.folders)
+        and all(abs(time.before) < 1 << 63 for time in record.folders)
+        and all(layout.is_entry_name(commit) for _, _, commit in record.revisions)
+    )
 
 
 def _is_empty(trashed: Trashed) -> bool:

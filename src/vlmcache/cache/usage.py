@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -69,18 +69,19 @@ class Usage(msgspec.Struct, frozen=True):
         groups += (
             self.files.get(blob.target[:2], ()) for blob in repo.blobs.values() if blob.target
         )
-        users = _distinct([*groups, lockers or ()])
+        users = distinct([*groups, lockers or ()])
         return users if users or lockers is not None else None
 
     def locks_of(self, folder: str) -> tuple[Process, ...] | None:
         """Return who holds a lock of a repo; `None` if none is held."""
         lockers = [users for name, users in self.locks.items() if name.startswith(folder + "/")]
-        return _distinct(lockers) if lockers else None
+        return distinct(lockers) if lockers else None
 
 
-def _distinct(groups: Sequence[tuple[Process, ...]]) -> tuple[Process, ...]:
-    # If a process is listed several times, its first entry counts.
-    seen = {process.pid: process for group in reversed(groups) for process in reversed(group)}
+def distinct(groups: Iterable[tuple[Process, ...]]) -> tuple[Process, ...]:
+    """Return the processes of several groups, each once: the first of its entries counts."""
+    entries = [process for group in groups for process in group]
+    seen = {process.pid: process for process in reversed(entries)}
     return tuple(seen[pid] for pid in sorted(seen))
 
 

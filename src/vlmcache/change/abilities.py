@@ -23,18 +23,18 @@ from vlmcache.errors import CacheError
 from vlmcache.units import short_text, size_text
 
 _CANNOT = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-"""Why a filesystem refuses what it does not have; anything else says nothing about it."""
+"""Why a filesystem refuses what it cannot do; any other error says nothing about that."""
 _NO_SUCH_NAME = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.ENOENT})
-"""Why a filesystem refuses to make a file of some name in a folder that is there."""
+"""Why a filesystem refuses the name of a new file in a folder that exists."""
 _NO_LINKS_OF_WINDOWS = 1314
-"""Windows's error where a user may not make links."""
+"""Windows's error if a user may not make links."""
 _LARGE = 1 << 32
 """Bytes of the shortest file that is too long for FAT."""
 _PLAIN = late.pattern(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
-"""Names that every filesystem takes."""
+"""Names that every filesystem allows."""
 _LONGEST_PATH = 4096
 _SUFFIX = 80
-"""Bytes that the name of a temporary is longer than that of the file."""
+"""Bytes by which the name of a temporary is longer than the file's."""
 _HINT = "name a folder on another filesystem, such as ext4, xfs, btrfs or APFS"
 
 
@@ -55,7 +55,7 @@ class Needs(NamedTuple):
     """What is about to be written to a filesystem."""
 
     names: Collection[str] = ()
-    """Paths of files below the folder, with forward slashes; if there are none, nothing is."""
+    """Paths of files below the folder, with forward slashes; none if nothing is written."""
     largest: int = 0
     """Bytes of the longest file."""
     links: bool = False
@@ -85,7 +85,7 @@ class _Trial:
         return os.open(self.name(name), flags, 0o600, dir_fd=self.folder)
 
     def holds(self, name: str) -> bool:
-        """Return whether there is anything of a name."""
+        """Return whether anything has a name."""
         with contextlib.suppress(OSError):
             os.stat(self.name(name), dir_fd=self.folder, follow_symlinks=False)
             return True
@@ -104,7 +104,7 @@ class _Trial:
     def takes(self, name: str, other: str | None = None) -> bool:
         """Return whether a file can have a name, and not another one at the same time.
 
-        A name that is refused for a reason of no consequence here can be had.
+        A refusal that says nothing about the name counts as yes.
         """
         try:
             os.close(self.make(name))
@@ -209,14 +209,14 @@ def keeps_modes(tree: Tree, folder: str) -> bool | None:
 
 
 def check_filesystem(folder: str, needs: Needs) -> None:
-    """Make sure that a filesystem takes what is about to be written, before any of it is.
+    """Make sure that a filesystem can hold what is about to be written, before any of it is.
 
     Args:
         folder: where, which need not exist.
         needs: what.
 
     Raises:
-        CacheError: it does not.
+        CacheError: it cannot.
     """
     if not needs.names:
         return
@@ -231,7 +231,7 @@ def check_filesystem(folder: str, needs: Needs) -> None:
         with contextlib.suppress(OSError), _file(tree, place) as file:
             if _can(lambda: os.lseek(file, needs.largest, os.SEEK_SET)) is False:
                 longest = f"and the longest has {size_text(needs.largest)}"
-                raise _refused(place, f"has no files of {size_text(_LARGE)}, {longest}")
+                raise _refused(place, f"cannot hold files of {size_text(_LARGE)}, {longest}")
     if needs.links:
         # If nothing can be tried, what is wrong shows while it is written.
         with contextlib.suppress(OSError), _trial(tree, place) as trial:
@@ -240,15 +240,15 @@ def check_filesystem(folder: str, needs: Needs) -> None:
 
 
 def refused_names(folder: str, names: Collection[str]) -> dict[str, str]:
-    """Return the names that a filesystem does not take -> what it is that it does.
+    """Return the names that a filesystem refuses -> why: what to say after "the filesystem".
 
     Args:
         folder: where, which need not exist.
-        names: paths of files below the folder, with forward slashes; of two that are one there,
-            the second is refused.
+        names: paths of files below the folder, with forward slashes; of two names that it
+            cannot tell apart, the second is refused.
     """
     refused = {
-        name: f"has no path for {short_text(name)}: it is too long"
+        name: f"has no room in a path for {short_text(name)}: it is too long"
         for name in names
         if len(os.fsencode(os.path.join(folder, name))) + _SUFFIX > _LONGEST_PATH
     }
@@ -264,20 +264,20 @@ def refused_names(folder: str, names: Collection[str]) -> dict[str, str]:
         for name in names if bad else ():
             for part in name.split("/"):
                 if part in bad:
-                    refused[name] = f"has no files with the name {short_text(part)}"
+                    refused[name] = f"cannot hold a file named {short_text(part)}"
         for name, *paths in pairs:
             halves = zip(*(path.split("/") for path in paths), strict=True)
             first, second = next(half for half in halves if half[0] != half[1])
             if not trial.takes(first, second):
                 both = f"{short_text(first)} and {short_text(second)}"
-                refused[name] = f"takes two names for one: {both}"
+                refused[name] = f"cannot tell two names apart: {both}"
     return refused
 
 
 def _alike(names: Collection[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield the names that a filesystem can take for others: by case, or by composition.
+    """Yield the names that a filesystem may confuse with others, by case or by composition.
 
-    With each come the two paths that are one then: a file can be one with another file's folder.
+    With each come the two paths that it may confuse: one can be a folder of another file.
     """
     files: dict[str, str] = {}
     folders: dict[str, str] = {}
@@ -301,7 +301,7 @@ def _refused(place: str, words: str, hint: str = _HINT) -> CacheError:
 
 
 def check_renames(folder: str, names: Iterable[str]) -> None:
-    """Make sure that folders can be renamed, which an overlay refuses for its lower layers.
+    """Make sure that folders can be renamed: an overlay refuses that for its lower layers.
 
     Args:
         folder: the folder that they are in.

@@ -184,19 +184,19 @@ class ArrivingBlob(partials.ResumableFile):
             self._tree.discard(self._second)  # A link, or too long: nothing that can be continued.
         first, second = self._descriptor, self._tree.edit_or_create(self._second)
         try:
-            there = partials.usable(second, self._size)
-            if there <= length or self._hash_of(second, length) != self._hash_of(first, length):
+            usable = partials.usable(second, self._size)
+            if usable <= length or self._hash_of(second, length) != self._hash_of(first, length):
                 os.ftruncate(second, 0)
                 os.lseek(first, 0, os.SEEK_SET)
                 os.lseek(second, 0, os.SEEK_SET)
                 partials.copy_bytes(first, second, length, self._check)
-                there = length
+                usable = length
         except BaseException:
             os.close(second)
             raise
         self._first = first, self.position, self._digest
         self._descriptor = second
-        self.resume(there, self._check)
+        self.resume(usable, self._check)
 
     def _hash_of(self, descriptor: int, length: int) -> str:
         return partials.hash_of(descriptor, self._etag, self._size, length, self._check).hexdigest()
@@ -230,9 +230,9 @@ def _length(tree: Tree, path: str, most: int) -> int:
     return -1
 
 
-def _common_length(one: bytes, other: bytes) -> int:
+def _common_length(first: bytes, second: bytes) -> int:
     """Return how many of the first bytes of two strings are the same."""
-    if other.startswith(one):
-        return len(one)
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((number for number, (a, b) in pairs if a != b), min(len(one), len(other)))
+    if second.startswith(first):
+        return len(first)
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((number for number, (a, b) in pairs if a != b), min(len(first), len(second)))

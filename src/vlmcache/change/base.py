@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
-import uuid
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
-
-import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.base_record import FORMAT, BaseAt, BaseRecord, base_record_path
@@ -21,11 +17,9 @@ from vlmcache.cache.tree import CacheTree, StaleError, base_record, trusted_owne
 from vlmcache.change import place
 from vlmcache.change.abilities import cannot
 from vlmcache.change.locks import Lock
+from vlmcache.change.moved_note import write_note
 from vlmcache.change.tree import Tree
 from vlmcache.errors import CacheError
-
-_TEMPORARY = ".00000000.tmp"
-"""Always the same name, so that the next record replaces one that a kill left behind."""
 
 
 def base_at(folder: str) -> BaseAt:
@@ -66,12 +60,11 @@ def record_bases(
 
 def _write(tree: Tree, folder: str, bases: tuple[BaseAt, ...], refs: Mapping[str, str]) -> None:
     path = base_record_path(tree.root, folder)
-    content = msgspec.json.encode(BaseRecord(FORMAT, bases, dict(refs)))
     tree.make_folders(os.path.dirname(path))
-    # Whose a record is tells what it is worth: one of root's stays root's.
+    # Who owns a record decides what it is worth: root's stays root's.
     own = Tree(tree)
     own.gives = False
-    own.write(path, content, 0o644, temporary=path + _TEMPORARY)
+    write_note(own, path, BaseRecord(FORMAT, bases, dict(refs)))
 
 
 def forget_bases(tree: Tree, folder: str, bases: Iterable[str]) -> None:
@@ -113,15 +106,7 @@ def place_blob_link(tree: Tree, path: str, lent: Lent) -> bool:
     """
     if not _has(lent):
         return False
-    with contextlib.suppress(OSError):
-        if tree.readlink(path) == lent.path:
-            return True
-    try:
-        tree.symlink(lent.path, path)
-    except FileExistsError:
-        name = f".link.{uuid.uuid4().hex[:8]}.new"
-        temporary = os.path.join(os.path.dirname(path), name)
-        tree.put(path, temporary, functools.partial(tree.symlink, lent.path))
+    place.put_link(tree, lent.path, path, os.path.dirname(path))
     return True
 
 
@@ -207,10 +192,7 @@ def attach_repo(cache: Tree, links: RepoLinks) -> list[str]:
         )
     for commit, names in links.absent.items():
         for name in names:
-            path = layout.file_path(os.path.join(folder, layout.NO_EXIST, commit), name)
-            cache.make_folders(os.path.dirname(path))
-            if not cache.exists(path):
-                cache.write(path, b"")
+            place.note_absent(cache, folder, commit, name)
     for commit, listing in links.listings.items():
         if listing.complete and not stale:
             place.write_tree(cache, folder, commit, listing.files, complete=True)

@@ -17,7 +17,8 @@ from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.change.locks import HubLocks
 from vlmcache.change.plan import Attempt, Expected, RemoveTree
-from vlmcache.change.tree import Emptying, RemovalTree, sync_folder
+from vlmcache.change.removal_tree import Emptying, RemovalTree
+from vlmcache.change.tree import sync_folder
 
 
 class Leftovers:
@@ -122,19 +123,9 @@ class Leftovers:
         """Return the names below the repo's folder of what was renamed to a place."""
         return os.path.relpath(place, self.tree.root).split(os.sep)[3:]
 
-    def remove(self, attempt: Attempt, path: str, expected: Expected | None = None) -> None:
-        """Unlink an entry with all that is below it, where it is.
-
-        Raises:
-            StaleError: it is not what was expected.
-            OSError: the first refusal.
-        """
-        with self.tree.entry(path, expected) as entry:
-            Emptying(attempt).remove(entry)
-
     def remove_earlier(self, attempt: Attempt, path: str, expected: Expected | None) -> None:
         """Unlink what an interrupted run has left, and the folders above it if they are empty."""
-        self.remove(attempt, path, expected)
+        self.tree.remove_all(path, attempt, expected)
         job = os.path.dirname(path)
         if os.path.basename(os.path.dirname(job)) != layout.LEFTOVERS:
             return

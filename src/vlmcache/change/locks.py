@@ -1,6 +1,7 @@
 """The hub's locks: taken and held as the hub's client takes them, and never through a path twice.
 
-A lock is a file of anybody's, opened below the cache's root, locked by flock and never written to.
+A lock is a file that any user may own, opened below the cache's root, locked by flock and never
+written to.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from vlmcache.cache.tree import StaleError
 from vlmcache.cache.usage import holder_of
 from vlmcache.change.place import is_full
 from vlmcache.change.plan import Attempt
-from vlmcache.change.tree import MOST_OPEN, RemovalTree, Tree
+from vlmcache.change.removal_tree import RemovalTree
+from vlmcache.change.tree import MOST_OPEN, Tree
 from vlmcache.errors import InUseError
 
 BATCH = min(100, MOST_OPEN)
@@ -70,7 +72,7 @@ class Lock:
         """Whether it is ours because its file is there, on a filesystem without locks."""
 
     def take(self, patient: Callable[[float], bool] | None = None) -> None:
-        """Wait until it is ours.
+        """Wait until the lock is ours.
 
         Args:
             patient: is called with the seconds waited, and returns whether to wait on. If not
@@ -99,12 +101,12 @@ class Lock:
         log.debug("locks", "holding '%s'", self.path)
 
     def holder(self) -> str:
-        """Return in words who holds it."""
-        found = None if self._descriptor is None else os.fstat(self._descriptor)
-        return "another process" if found is None else holder_of(found)
+        """Return in words who holds the lock."""
+        status = None if self._descriptor is None else os.fstat(self._descriptor)
+        return "another process" if status is None else holder_of(status)
 
     def release(self, *, remove: bool = False) -> None:
-        """Give it back, if it was taken.
+        """Give the lock back, if it was taken.
 
         Args:
             remove: whether the file is removed too.
@@ -279,6 +281,7 @@ class HubLocks:
         if os.path.isdir(repo):
             raise StaleError("the repo is there")
         for name in self.tree.names(path):
-            lock = os.path.join(path, name)
-            self.unlink(lock, attempt, self._hold(lock))
+            if name.endswith(layout.LOCK_SUFFIX):
+                lock = os.path.join(path, name)
+                self.unlink(lock, attempt, self._hold(lock))
         self.tree.remove_folder(path, attempt)

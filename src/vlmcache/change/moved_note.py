@@ -30,6 +30,24 @@ _TEMPORARY = ".00000000.tmp"
 """Always the same name, so that the next note replaces one that a kill left behind."""
 
 
+def write_note(tree: Tree, path: str, note: msgspec.Struct) -> None:
+    """Put a note or a record in its place, for all to read.
+
+    Raises:
+        CacheError: a path in it is not valid UTF-8, which JSON cannot hold.
+        OSError: the system refuses; what was at the path is untouched.
+    """
+    try:
+        content = msgspec.json.encode(note)
+    except UnicodeEncodeError:
+        raise CacheError(
+            f"the name of a folder is not valid UTF-8, and cannot be recorded: {path}",
+            "rename that folder",
+        ) from None
+    tree.make_folders(os.path.dirname(path))
+    tree.write(path, content, 0o644, temporary=path + _TEMPORARY)
+
+
 def write_moves(place: str | CacheTree, moves: Mapping[str, MoveRecord]) -> None:
     """Note at a destination what moves have brought there, each repo in a file of its own.
 
@@ -38,18 +56,19 @@ def write_moves(place: str | CacheTree, moves: Mapping[str, MoveRecord]) -> None
         moves: all that is to be noted there; what else was noted is forgotten.
 
     Raises:
-        CacheError: there is a note that is not to be trusted, and so not to be replaced.
+        CacheError: there is a note that is not to be trusted, and so not to be replaced; or a path
+            is not valid UTF-8.
         OSError: the system refuses.
     """
     tree = Tree(place)
     if moves:
         # The folder is the cache's, so that its users take and remove their locks there.
         tree.make_folders(os.path.join(tree.root, layout.LOCKS))
-    # Whose a note is tells what it is worth: one of root's stays root's.
+    # Who owns a note decides what it is worth: root's stays root's.
     tree.gives = False
     before = read_moves(tree)
     older = os.path.join(tree.root, layout.MOVES)
-    # Of one that is another's, not all may count here; it stays for whom it does.
+    # Of another user's, not all may count here; it stays for those for whom it does.
     is_older = tree.exists(older) and tree.stat(older).st_uid in trusted_owners()
     for folder in sorted({*before, *moves}):
         path, move = note_path(tree.root, folder), moves.get(folder)
@@ -58,10 +77,11 @@ def write_moves(place: str | CacheTree, moves: Mapping[str, MoveRecord]) -> None
                 tree.unlink(path)
         elif is_older or move != before.get(folder):
             if tree.exists(path) and tree.stat(path).st_uid not in note_owners(tree, folder):
-                raise CacheError(f"another user's: {path}", "move to another folder")
-            content = msgspec.json.encode(Note(FORMAT, {folder: move}))
-            tree.make_folders(os.path.dirname(path))
-            tree.write(path, content, 0o644, temporary=path + _TEMPORARY)
+                raise CacheError(
+                    f"the note of an earlier move belongs to another user: {path}",
+                    "move to another folder",
+                )
+            write_note(tree, path, Note(FORMAT, {folder: move}))
     if is_older:
         tree.discard(older)
 
@@ -77,15 +97,10 @@ def write_record(cache_dir: str, folder: str, destination: str) -> None:
     Raises:
         OSError: the system refuses.
     """
-    path = move_record_path(cache_dir, folder)
     record = RepoRecord(RECORD_FORMAT, cache_dir, destination, drive_of(destination))
-    try:
-        content = msgspec.json.encode(record)
-    except UnicodeEncodeError:
-        return  # a name that JSON cannot hold; the link itself still says where the repo is
-    tree = Tree(cache_dir)
-    tree.make_folders(os.path.dirname(path))
-    tree.write(path, content, 0o644, temporary=path + _TEMPORARY)
+    # If JSON cannot hold a name, the link itself still says where the repo is.
+    with contextlib.suppress(CacheError):
+        write_note(Tree(cache_dir), move_record_path(cache_dir, folder), record)
 
 
 def remove_record(cache_dir: str, folder: str) -> None:

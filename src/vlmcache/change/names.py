@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -40,15 +41,24 @@ class Target(msgspec.Struct, frozen=True):
     """Commit -> the only files of it that are meant; all of what is named if `None`."""
 
 
+class NamingOptions(NamedTuple):
+    """How the names of targets are read."""
+
+    revision: str | None = None
+    """The revision of `--revision`, for every name."""
+    folder: str = ""
+    """The working folder, against which paths are read."""
+    include: Sequence[str] = ()
+    """Patterns of the only files that are meant; all files if there are none."""
+    variants: bool = False
+    """Whether single variants can be meant."""
+
+
 def find_targets(
     state: CacheState,
     config: Config,
     names: Sequence[str],
-    *,
-    revision: str | None = None,
-    folder: str = "",
-    include: Sequence[str] = (),
-    variants: bool = False,
+    options: NamingOptions | None = None,
 ) -> list[Target]:
     """Return what the names mean in this cache.
 
@@ -57,20 +67,17 @@ def find_targets(
         config: whose keys count.
         names: keys, repo ids with `@revision` or without, `datasets/owner/name` and the like, and
             paths of repo folders and of entries that are not the hub's.
-        revision: the one of `--revision`, for every name.
-        folder: the working folder, against which paths are read.
-        include: patterns of the only files that are meant.
-        variants: whether single variants can be meant.
+        options: how the names are read.
 
     Raises:
         UnknownModelError: nothing of that name is in the cache.
         UsageError: a revision cannot be one, or two were given.
         AwayError: it is a revision of a repo on a drive that is not mounted.
     """
-    lookup = _Lookup(state, names_in(state, config, variants=variants), folder, include)
+    options = options or NamingOptions()
+    lookup = _Lookup(state, names_in(state, config, variants=options.variants), options)
     targets: list[Target] = []
-    for name in names:
-        target = lookup.find(name, revision)
+    for target in map(lookup.find, names):
         if target not in targets:
             targets.append(target)
     return targets
@@ -93,22 +100,20 @@ def names_in(state: CacheState, config: Config, *, variants: bool = False) -> Na
 class _Lookup:
     """Looks names and paths up in the state of a cache."""
 
-    def __init__(
-        self, state: CacheState, names: Names, folder: str, include: Sequence[str]
-    ) -> None:
+    def __init__(self, state: CacheState, names: Names, options: NamingOptions) -> None:
         self.state = state
         self.names = names
-        self.folder = folder
-        self.include = include
+        self.options = options
 
-    def find(self, text: str, option: str | None) -> Target:
-        """Return what a name or path means; `option` is the revision of `--revision`."""
+    def find(self, text: str) -> Target:
+        """Return what a name or path means."""
+        option = self.options.revision
         is_folder = any(repo.folder == text for repo in self.state.repos)
         is_key = not is_folder and self.names.is_key(text)
         entry = None if is_key else self._at_path(text)
         if isinstance(entry, Stray):
-            if self.include:
-                raise UsageError(f"--include chooses files of a model, and {text} is none")
+            if self.options.include:
+                raise UsageError(f"--include chooses files of a model, and {text} is not a model")
             return Target(text, stray=entry)
         if entry is not None:
             return self._files(self._target(text, entry.folder, entry, option), entry, None)
@@ -127,7 +132,10 @@ class _Lookup:
     def _at_path(self, text: str) -> Repo | Stray | None:
         """Return the entry that a path names, of those that the scan lists."""
         state = self.state
-        bases = [os.path.abspath(os.path.join(self.folder, text)), os.path.join(state.dir, text)]
+        bases = [
+            os.path.abspath(os.path.join(self.options.folder, text)),
+            os.path.join(state.dir, text),
+        ]
         paths = {os.path.normpath(base) for base in bases}
         try:
             paths |= {
@@ -146,10 +154,12 @@ class _Lookup:
 
     def _files(self, target: Target, repo: Repo | None, variant: str | None) -> Target:
         """Return the target with the files that are meant of it, if not all are."""
-        if variant is None and not self.include:
+        if variant is None and not self.options.include:
             return target
-        if variant is not None and self.include:
-            raise UsageError(f"{target.name} and --include {self.include[0]} both choose files")
+        if variant is not None and self.options.include:
+            raise UsageError(
+                f"{target.name} and --include {self.options.include[0]} both choose files"
+            )
         if repo is None or target.gone or target.ref is not None:
             raise self.names.unknown(target.name, "cache")
         if repo.away is not None:
@@ -167,18 +177,24 @@ class _Lookup:
             tree = revision.tree or {}
             here = {file.name for file in revision.files}
             here |= {name for name, file in tree.items() if file.etag in left}
-            variants = gguf.variants(here | tree.keys())
-            known |= {one.name: None for one in variants.variants if here.intersection(one.files)}
-            chosen = {name for pattern in self.include for name in layout.matched(here, pattern)}
-            called = variants.called(variant) if variant is not None else []
+            groups = gguf.variants(here | tree.keys())
+            known |= {
+                group.name: None for group in groups.variants if here.intersection(group.files)
+            }
+            chosen = {
+                name for pattern in self.options.include for name in layout.matched(here, pattern)
+            }
+            called = groups.called(variant) if variant is not None else []
             if len(called) > 1:
-                raise ambiguous(target.name, (one.name for one in called))
-            for one in called:
-                chosen |= here.intersection(one.files)
+                raise ambiguous(target.name, (group.name for group in called))
+            for group in called:
+                chosen |= here.intersection(group.files)
             if chosen:
                 found[revision.commit] = frozenset(chosen)
         if not found:
-            what = f"variant {variant}" if variant is not None else f"file {self.include[0]}"
+            what = (
+                f"variant {variant}" if variant is not None else f"file {self.options.include[0]}"
+            )
             raise UnknownModelError(
                 f"{repo.id} has no {what} in the cache",
                 "it has " + ", ".join(known) if variant is not None and known else None,

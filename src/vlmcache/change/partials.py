@@ -91,7 +91,7 @@ class ResumableFile:
         self._writeback = Writeback(descriptor, SYNC_EVERY)
 
     @property
-    def right(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether what is on the disk is the complete blob."""
         return self.hash == self._etag
 
@@ -212,7 +212,7 @@ def copy_beginning(
         partial: the path of ours; if it exists, nothing is done.
         size: the complete blob's length in bytes.
         check: is called from time to time, and raises to stop.
-        known_bad: returns those that were found to be no beginning, as `Journal.damaged` does.
+        known_bad: returns the files that were found to be corrupted, as `Journal.damaged` does.
 
     Raises:
         OSError: the system refuses to write.
@@ -223,19 +223,19 @@ def copy_beginning(
         length, source = _longest_of_others(tree, partial, size, known_bad, stack)
         if not length:
             return
-        with opened(tree, partial) as target:
-            # If not all can be copied, what was copied is a beginning too.
-            with contextlib.suppress(OSError):
-                copy_bytes(source, target, length, check)
-            # `usable` judges by it what a lost power supply has left of the bytes.
-            status = os.fstat(source)
-            os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        target = stack.enter_context(opened(tree, partial))
+        # If not all can be copied, what was copied is a beginning too.
+        with contextlib.suppress(OSError):
+            copy_bytes(source, target, length, check)
+        # `usable` judges by it what a lost power supply has left of the bytes.
+        status = os.fstat(source)
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def bad_beginning(
     tree: Tree, partial: str, size: int, known_bad: Callable[[], Collection[_Known]]
 ) -> list[Identity]:
-    """Return what `copy_beginning` has taken for a partial that turned out wrong, if anything."""
+    """Return the file of which `copy_beginning` made a partial that was corrupted, if any."""
     with contextlib.ExitStack() as stack:
         length, source = _longest_of_others(tree, partial, size, known_bad, stack)
         if not length:

@@ -189,6 +189,18 @@ def write_tree(
             tree.unlink(layout.tree_path(folder, commit, own=True))
 
 
+def note_absent(tree: Tree, folder: str, commit: str, file: str) -> None:
+    """Keep, as the client does, that a commit does not have a file.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    path = layout.file_path(os.path.join(folder, layout.NO_EXIST, commit), file)
+    tree.make_folders(os.path.dirname(path))
+    if not tree.exists(path):
+        tree.write(path, b"")
+
+
 def write_absent(tree: Tree, folder: str, commit: str, files: Iterable[str]) -> None:
     """Keep, as the client does, that a commit has no config.json, if a tokenizer would ask for it.
 
@@ -205,10 +217,7 @@ def write_absent(tree: Tree, folder: str, commit: str, files: Iterable[str]) -> 
         OSError: the system refuses.
     """
     if formats.CONFIG not in files and not formats.PROCESSOR_FILES.isdisjoint(files):
-        path = os.path.join(folder, layout.NO_EXIST, commit, formats.CONFIG)
-        tree.make_folders(os.path.dirname(path))
-        if not tree.exists(path):
-            tree.write(path, b"")
+        note_absent(tree, folder, commit, formats.CONFIG)
 
 
 def write_ref(tree: Tree, path: str, commit: str) -> None:
@@ -268,6 +277,28 @@ def check_places(paths: Iterable[str]) -> None:
             )
 
 
+def put_link(tree: Tree, target: str, path: str, blobs: str) -> None:
+    """Let a path be a link; whatever is there is replaced, with no instant without it.
+
+    Args:
+        tree: the cache.
+        target: where the link leads.
+        path: its place.
+        blobs: the repo's folder of blobs, where the link is made first if something is at the path.
+
+    Raises:
+        OSError: the system refuses; what was at the path is untouched.
+    """
+    with contextlib.suppress(OSError):
+        if tree.readlink(path) == target:
+            return
+    try:
+        tree.symlink(target, path)
+    except FileExistsError:
+        temporary = os.path.join(blobs, f".link.{uuid.uuid4().hex[:8]}.new")
+        tree.put(path, temporary, functools.partial(tree.symlink, target))
+
+
 def place_link(tree: Tree, folder: str, commit: str, file: str, etag: str) -> bool:
     """Link a blob into a snapshot; whatever was at that place is replaced.
 
@@ -279,15 +310,8 @@ def place_link(tree: Tree, folder: str, commit: str, file: str, etag: str) -> bo
     """
     path = prepare_snapshot(tree, folder, commit, file)
     target = layout.link_target(etag, file.count("/"))
-    with contextlib.suppress(OSError):
-        if tree.readlink(path) == target:
-            return True
     try:
-        try:
-            tree.symlink(target, path)
-        except FileExistsError:
-            temporary = os.path.join(folder, layout.BLOBS, f".link.{uuid.uuid4().hex[:8]}.new")
-            tree.put(path, temporary, functools.partial(tree.symlink, target))
+        put_link(tree, target, path, os.path.join(folder, layout.BLOBS))
     except OSError as error:
         if abilities.cannot(error):
             return False

@@ -5,7 +5,7 @@ Every action names what it touches, what it expects to find there, and why. Size
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
@@ -15,6 +15,7 @@ from vlmcache.cache.state import Repo, Revision
 from vlmcache.cache.tree import StaleError
 from vlmcache.cache.usage import Process
 from vlmcache.errors import InUseError, VlmcacheError, in_words, reason_of
+from vlmcache.units import and_more
 
 
 class Expected(msgspec.Struct, frozen=True):
@@ -254,6 +255,9 @@ class Plan(msgspec.Struct, frozen=True):
             log.info(area, "kept: '%s': %s", kept.path, kept.reason)
 
 
+Result: TypeAlias = Literal["done", "absent", "stale", "busy", "failed"]
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """What became of one action.
 
@@ -263,7 +267,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     action: str
     path: str
-    result: Literal["done", "absent", "stale", "busy", "failed"]
+    result: Result
     freed: int = 0
     fetched: int = 0
     detail: str | None = None
@@ -347,6 +351,11 @@ def sum_stamp(size: int, allocated: int) -> str:
     return f"{size}:{allocated}"
 
 
+def freed_by(actions: Iterable[Action]) -> int:
+    """Return the bytes of disk that the removals among some actions give back."""
+    return sum(getattr(action, "frees", 0) for action in actions)
+
+
 def joined(plans: Sequence[Plan]) -> Plan:
     """Return one plan of several, in their order."""
     return Plan(
@@ -370,15 +379,13 @@ def used_by_words(processes: Sequence[Process]) -> str:
     if not processes:
         return "is being downloaded: a lock of the hub is held"
     users = ", ".join(f"PID {process.pid} ({_short(process.command)})" for process in processes[:3])
-    more = f" and {len(processes) - 3} more" if len(processes) > 3 else ""
-    return f"is in use by {users}{more}"
+    return f"is in use by {users}{and_more(len(processes) - 3)}"
 
 
 def _short(command: str) -> str:
     return command if len(command) <= 80 else command[:79] + "…"
 
 
-Result: TypeAlias = Literal["done", "absent", "stale", "busy", "failed"]
 Removing: TypeAlias = Remove | RemoveTree | ReleaseShared
 
 
@@ -390,14 +397,20 @@ class Attempt(msgspec.Struct):
     outcome: Outcome | None = None
     trashed: int = 0
 
-    def note(self, result: Result, detail: str | None = None) -> None:
-        """Keep what became of the action by now."""
+    @classmethod
+    def at(cls, path: str) -> Attempt:
+        """Return an attempt to remove what is at a path, which no plan names."""
+        return cls(RemoveTree(path, "leftover", None, "", 0, None))
+
+    def note(self, result: Result, detail: str | None = None) -> Outcome:
+        """Keep what became of the action by now, and return it."""
         name = str(self.action.__struct_config__.tag)
         write = log.debug if result in ("done", "absent") else log.info
         why = f": {detail}" if detail else ""
         write("remove", "%s: %s '%s'%s", result, name, self.action.path, why)
         path = self.action.path
         self.outcome = Outcome(name, path, result, self.freed, detail=detail, trashed=self.trashed)
+        return self.outcome
 
 
 REFUSALS = (InUseError, OSError)

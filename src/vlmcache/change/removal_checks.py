@@ -23,7 +23,7 @@ from vlmcache.change.plan import (
     stamp,
     sum_stamp,
 )
-from vlmcache.change.tree import RemovalTree
+from vlmcache.change.removal_tree import RemovalTree
 from vlmcache.errors import InUseError
 
 

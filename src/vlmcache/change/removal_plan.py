@@ -14,10 +14,10 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.base_record import base_record_path
 from vlmcache.cache.moved import away_remedy, move_record_path, note_path
-from vlmcache.cache.state import CacheState, Repo
+from vlmcache.cache.state import CacheState, Repo, Stamp
 from vlmcache.change.names import Target
 from vlmcache.change.needed import LISTED, foreign_files, is_read
-from vlmcache.change.plan import Kept, Plan, Remove, RemoveTree, joined
+from vlmcache.change.plan import Kept, Plan, Remove, RemoveTree, freed_by, joined
 from vlmcache.change.removals import RemovalActions, Removals, expected_of
 
 
@@ -27,10 +27,10 @@ class _Builder:
     def __init__(self, state: CacheState, removals: Removals) -> None:
         self.state = state
         self.removals = removals
-        self.led_to = {
+        self.linked_by = {
             path: folder for path, folder in state.outside.items() if folder not in removals.repos
         }
-        """Path -> the repo that has a link to it and stays."""
+        """Path -> the repo that links to it, and stays."""
         self.actions = RemovalActions(state.shared)
         self.kept = list(removals.kept)
 
@@ -51,8 +51,10 @@ class _Builder:
             complete.add(repo.folder)
             if repo.linked_to is None:
                 self.actions.add_repo(repo, reason)
-                self._add_record(repo, note_path(self.state.dir, repo.folder), reason)
-                self._add_base_record(repo, reason)
+                note = note_path(self.state.dir, repo.folder)
+                bases = base_record_path(self.state.dir, repo.folder)
+                self._add_record(repo, note, repo.record, reason)
+                self._add_record(repo, bases, repo.base_record, reason)
             else:
                 self._add_link(repo, reason)
         for stray in self.state.strays:
@@ -66,16 +68,16 @@ class _Builder:
                 leftover.entry.allocated,
             )
         self.kept += (
-            Kept(path, None, _links_here(self.led_to[path]))
-            for path in self.actions.release_shared(self.removals.shared, self.led_to)
+            Kept(path, None, _links_here(self.linked_by[path]))
+            for path in self.actions.release_shared(self.removals.shared, self.linked_by)
         )
         self._add_locks(complete)
         actions = self.actions.in_order()
-        gone = {getattr(action, "path", "") for action in actions}
+        gone = {action.path for action in actions}
         inside = tuple(os.path.join(self.state.dir, folder, "") for folder in complete)
         return Plan(
             actions,
-            frees=sum(getattr(action, "frees", 0) for action in actions),
+            frees=freed_by(actions),
             # What was to stay on its own is removed with its repo after all.
             kept=tuple(
                 kept
@@ -87,7 +89,7 @@ class _Builder:
     def _keep_what_others_link_to(self) -> None:
         """Let a repo to which others link not be removed completely, but all the rest of it."""
         chosen = self.removals
-        for repo in self.state.repos if self.led_to else ():
+        for repo in self.state.repos if self.linked_by else ():
             folder = repo.folder
             for revision in repo.revisions:
                 user = self._who_links_below(revision.path)
@@ -119,8 +121,8 @@ class _Builder:
         return next(
             (
                 folder
-                for led_to, folder in self.led_to.items()
-                if led_to == path or led_to.startswith(inside)
+                for linked, folder in self.linked_by.items()
+                if linked == path or linked.startswith(inside)
             ),
             None,
         )
@@ -154,7 +156,8 @@ class _Builder:
         assert repo.linked_to is not None
         frees, expected = repo.entry.allocated if repo.entry else 0, expected_of(repo.entry)
         self.actions.trees.append(Remove(repo.path, "link", repo.id, reason, frees, expected))
-        self._add_record(repo, move_record_path(self.state.dir, repo.folder), reason)
+        record = move_record_path(self.state.dir, repo.folder)
+        self._add_record(repo, record, repo.record, reason)
         why = "only the link is removed: links are never followed"
         if repo.away is not None:
             why = (
@@ -166,17 +169,10 @@ class _Builder:
         if repo.moved_to is None:
             self.kept.append(Kept(repo.linked_to, repo.id, why))
 
-    def _add_record(self, repo: Repo, path: str, reason: str) -> None:
-        """Remove what is noted of where a repo went, or came from."""
-        if repo.record is not None:
-            frees, expected = repo.record.allocated, expected_of(repo.record)
-            self.actions.trees.append(Remove(path, "record", repo.id, reason, frees, expected))
-
-    def _add_base_record(self, repo: Repo, reason: str) -> None:
-        """Remove what is recorded of the bases of a repo that is removed."""
-        if repo.base_record is not None:
-            path = base_record_path(self.state.dir, repo.folder)
-            frees, expected = repo.base_record.allocated, expected_of(repo.base_record)
+    def _add_record(self, repo: Repo, path: str, entry: Stamp | None, reason: str) -> None:
+        """Remove what is noted of a repo: where it was moved to or came from, or its bases."""
+        if entry is not None:
+            frees, expected = entry.allocated, expected_of(entry)
             self.actions.trees.append(Remove(path, "record", repo.id, reason, frees, expected))
 
     def _add_parts(self, repo: Repo) -> None:
@@ -214,7 +210,7 @@ class _Builder:
                 self.actions.add_snapshot(repo, revision, gone)
             for file in revision.files:
                 because = gone or chosen.files.get((folder, commit, file.name))
-                if because is None or revision.file_path(file.name) in self.led_to:
+                if because is None or revision.file_path(file.name) in self.linked_by:
                     continue
                 if gone is None:
                     self.actions.add_file(repo, revision, file, because)
@@ -227,8 +223,8 @@ class _Builder:
             freed = name in before and (folder, name) not in chosen.listed
             path = repo.blob_path(name)
             if not users and (freed or loose is not None):
-                if path in self.led_to:
-                    self.kept.append(Kept(path, repo.id, _links_here(self.led_to[path])))
+                if path in self.linked_by:
+                    self.kept.append(Kept(path, repo.id, _links_here(self.linked_by[path])))
                     continue
                 self.actions.add_blob(repo, name, loose or why[name])
                 self._choose_lock(repo, name)

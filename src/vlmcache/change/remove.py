@@ -30,12 +30,12 @@ from vlmcache.change.plan import (
     result_of,
 )
 from vlmcache.change.removal_checks import RemovalChecks
+from vlmcache.change.removal_tree import RemovalTree
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.space import FreeSpace
 from vlmcache.change.trash import KEPT_KINDS, Keep, TrashWriter
 from vlmcache.change.trash_rescue import Rescue
 from vlmcache.change.trash_writers import TrashWriters
-from vlmcache.change.tree import RemovalTree
 from vlmcache.errors import InUseError, VlmcacheError, in_words, reason_of
 
 
@@ -86,7 +86,7 @@ class Executor:
         self.tree = tree
         self.trash = trash
         self.locks = HubLocks(tree)
-        self.store = SharedStore(tree.root, tree)
+        self.store = SharedStore(tree)
         self.leftovers = Leftovers(tree)
         self.checks = RemovalChecks(tree, self.locks)
         self.rescue = Rescue(tree)
@@ -130,15 +130,15 @@ class Executor:
         ]
 
     def _attempt_first(self, attempt: Attempt) -> None:
-        """Attempt it, but leave what the hub remembers of a snapshot that could not be removed."""
+        """Attempt an action, but leave what belongs to a snapshot that could not be removed."""
         action, refused = attempt.action, self.checks.refused
         if action.commit is None:
             self._attempt(attempt)
             return
         key = self.tree.repo_folder(action.path), action.commit
         # What is kept is not unlinked where it is if it cannot be renamed: no ref stays alone.
-        held = action.kind in ("tree", "no-exist") or self.trash is not None
-        if held and key in refused:
+        follows = action.kind in ("tree", "no-exist") or self.trash is not None
+        if follows and key in refused:
             attempt.note(*refused[key])
             return
         self._attempt(attempt)
@@ -162,8 +162,10 @@ class Executor:
     def _do(self, attempt: Attempt, action: Removing) -> None:
         if isinstance(action, ReleaseShared):
             self.store.release(action, attempt, self.trash or self.rescue.of_shared(action))
-        elif self.trash is not None and action.kind in KEPT_KINDS:
-            self._keep(attempt, action, self.trash)
+            return
+        self._check(action)
+        if self.trash is not None and action.kind in KEPT_KINDS:
+            self.trash.take(attempt, action.expected)
         elif isinstance(action, Remove):
             self._remove(attempt, action)
         elif action.kind in ("leftover", "side-cache"):
@@ -171,30 +173,24 @@ class Executor:
             self.leftovers.remove_earlier(attempt, action.path, expected)
         elif action.kind == "locks":
             self.locks.remove_folder(action.path, attempt)
+        elif action.at_once:
+            self.leftovers.exchange(attempt, action, self.locks)
         else:
-            if action.kind != "snapshot":  # of these there can be many, and they were just seen
-                self.checks.check_content(action, {})
-            if action.at_once:
-                self.leftovers.exchange(attempt, action, self.locks)
-            else:
-                complete = action.kind == "repo"
-                self.leftovers.set_aside(attempt, action.expected, complete=complete)
+            complete = action.kind == "repo"
+            self.leftovers.set_aside(attempt, action.expected, complete=complete)
 
-    def _keep(self, attempt: Attempt, action: Remove | RemoveTree, trash: TrashWriter) -> None:
+    def _check(self, action: Remove | RemoveTree) -> None:
         if isinstance(action, RemoveTree):
-            if action.kind != "snapshot":
+            if action.kind != "snapshot":  # of these there can be many, and they were just seen
                 self.checks.check_content(action, {})
         elif action.kind == "record" and self.tree.exists(recorded_path(action.path)):
             raise StaleError("it is of a repo that is there")
-        trash.take(attempt, action.expected)
 
     def _remove(self, attempt: Attempt, action: Remove) -> None:
         if action.kind == "lock":
             self.locks.unlink(action.path, attempt)
         elif action.kind == "folder":
             self.tree.remove_folder(action.path, attempt)
-        elif action.kind == "record" and self.tree.exists(recorded_path(action.path)):
-            raise StaleError("it is of a repo that is there")
         elif action.kind == "ref" or (action.kind == "blob" and os.path.islink(action.path)):
             # Set aside and not unlinked: it shows a second run what a killed one was doing.
             self.leftovers.set_aside(attempt, action.expected, complete=False)
@@ -299,7 +295,7 @@ class Executor:
                     with contextlib.suppress(OSError):
                         repo = self.tree.repo_folder(attempt.action.path)
                         self.rescue.keep(attempt, repo, self.tree.names(blobs), blobs)
-                self.leftovers.remove(attempt, place)
+                self.tree.remove_all(place, attempt)
             except OSError as error:
                 attempt.note("failed", in_words(error, place))
             else:
@@ -347,7 +343,7 @@ def apply_removals(
     parts: dict[RemovalTree, list[Removing]] = {}
     files = frozenset(in_use)
     for place in sorted(seen):
-        inside = place.rstrip(os.sep) + os.sep
+        inside = os.path.join(place, "")
         inner = [action for action in left if action.path.startswith(inside)]
         left = [action for action in left if not action.path.startswith(inside)]
         if inner:
@@ -363,24 +359,24 @@ def apply_removals(
     for tree, inner in parts.items():
         first = Plan(tuple(action for action in inner if action.kind != "record"))
         receipts.append(execute(first, tree, trash=trash.of(tree) if trash else None))
-    stay: list[Outcome] = []
-    kept_there = {outcome.path: outcome for receipt in receipts for outcome in receipt.undone}
+    staying: list[Outcome] = []
+    undone = {outcome.path: outcome for receipt in receipts for outcome in receipt.undone}
     for action in list(left):
         parent, folder = os.path.split(action.path)
         if not isinstance(action, Remove) or action.kind != "link" or parent != state.dir:
             continue
-        targets = (kept_there.get(os.path.join(place, folder)) for place in seen)
+        targets = (undone.get(os.path.join(place, folder)) for place in seen)
         target = next(filter(None, targets), None)
         if target is not None:
             paths = (action.path, move_record_path(state.dir, folder))
             left = [other for other in left if other.path not in paths]
             detail = f"what it leads to stays: {target.path}"
-            stay.append(Outcome("remove", action.path, target.result, detail=detail))
+            staying.append(Outcome("remove", action.path, target.result, detail=detail))
     receipts.append(execute(Plan(tuple(left)), cache, trash=trash.of(cache) if trash else None))
     for tree, inner in parts.items():
         notes = [action for action in inner if action.kind == "record"]
         receipts.append(_forget(tree, notes, state.dir, trash.of(tree) if trash else None))
-    outcomes = (*(outcome for receipt in receipts for outcome in receipt.outcomes), *stay)
+    outcomes = (*(outcome for receipt in receipts for outcome in receipt.outcomes), *staying)
     trashed = sum(outcome.trashed for outcome in outcomes)
     receipt = space.measured(
         Receipt(outcomes, sum(receipt.freed for receipt in receipts), trashed=trashed)
@@ -397,10 +393,8 @@ def _is_same(tree: CacheTree, seen: Collection[tuple[int, int] | None]) -> bool:
 
 
 def _left_alone(actions: Sequence[Removing], place: str) -> Receipt:
-    attempts = [Attempt(action) for action in actions]
-    for attempt in attempts:
-        attempt.note("stale", f"another folder is in its place by now: {place}")
-    return Receipt(tuple(attempt.outcome for attempt in attempts if attempt.outcome is not None))
+    detail = f"another folder is in its place by now: {place}"
+    return Receipt(tuple(Attempt(action).note("stale", detail) for action in actions))
 
 
 def _forget(

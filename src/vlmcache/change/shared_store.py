@@ -20,14 +20,16 @@ from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.tree import StaleError
 from vlmcache.change.locks import Lock
 from vlmcache.change.plan import Attempt, ReleaseShared
-from vlmcache.change.tree import RemovalTree, write_all
+from vlmcache.change.removal_tree import RemovalTree
+from vlmcache.change.tree import write_all
 from vlmcache.errors import CacheError
 
 if TYPE_CHECKING:
     from vlmcache.change.trash import TrashWriter
 
 _MARKER_TEMPORARY = late.pattern(re.escape(layout.SHARED_MARKER) + r"\.[0-9a-f]{8}\.tmp")
-_MANIFEST_LIMIT = 64_000_000
+MANIFEST_LIMIT = 64_000_000
+"""Bytes of a manifest that make sense."""
 _FOR_ALL = 0o666
 """Mode of locks and manifests, whatever the umask: every user of the cache writes to them."""
 
@@ -36,12 +38,11 @@ class SharedStore:
     """The shared blobs of one cache.
 
     Args:
-        cache_dir: the hub cache.
-        tree: how the cache is reached, and what of it is in use.
+        cache: the hub cache, or a tree that has it open.
     """
 
-    def __init__(self, cache_dir: str, tree: RemovalTree | None = None) -> None:
-        self.tree = tree or RemovalTree(cache_dir)
+    def __init__(self, cache: str | RemovalTree) -> None:
+        self.tree = cache if isinstance(cache, RemovalTree) else RemovalTree(cache)
         self.root = self.tree.root
         self.folder = os.path.join(self.root, layout.SHARED_STORE)
         self._links: dict[str, set[str]] = {}
@@ -51,7 +52,7 @@ class SharedStore:
         return layout.shared_blob_path(self.root, shared_hash)
 
     def target_of(self, blob: str) -> str | None:
-        """Return the shared blob that a repo's blob is a link to, `None` if it is no such link."""
+        """Return the shared blob that a repo's blob is a link to, `None` if it is not one."""
         try:
             shared_hash = layout.shared_hash_of(self.tree.readlink(blob))
         except OSError:
@@ -112,7 +113,7 @@ class SharedStore:
     def references(self, path: str) -> set[str] | None:
         """Return the references that a shared blob's manifest lists, `None` if it is unreadable."""
         try:
-            content = self.tree.read(path + layout.MANIFEST_SUFFIX, _MANIFEST_LIMIT)
+            content = self.tree.read(path + layout.MANIFEST_SUFFIX, MANIFEST_LIMIT)
             return set(content.decode().splitlines())
         except (OSError, UnicodeDecodeError):
             return None

@@ -16,7 +16,7 @@ import msgspec
 
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.reading import open_quietly
-from vlmcache.cache.usage import Process, find_users
+from vlmcache.cache.usage import distinct, find_users
 from vlmcache.change.plan import Receipt, used_by_words
 from vlmcache.change.tree import Tree
 from vlmcache.units import size_text
@@ -25,9 +25,9 @@ WAIT_SECONDS = 10.0
 """Seconds that a filesystem has to give back what was removed."""
 _POLL_SECONDS = 0.25
 _ENOUGH_TO_JUDGE = 10**9
-"""Bytes that were counted as freed at which it shows whether they come back, at the latest."""
+"""Bytes counted as freed at which, at the latest, it is checked whether they come back."""
 _WORTH_SAYING = 1_000_000
-"""Bytes of which it is said if they do not come back."""
+"""Bytes from which on it is reported that they do not come back."""
 
 # struct fiemap and struct fiemap_extent of linux/fiemap.h: what is asked, then one row per extent.
 _FIEMAP = 0xC020660B
@@ -87,7 +87,7 @@ def free_words(receipt: Receipt) -> str | None:
 
 
 class Reclaim:
-    """Follows whether a filesystem gets back what is removed so that it has more free.
+    """Watches whether removals really give a filesystem its space back.
 
     Args:
         path: the cache.
@@ -143,10 +143,9 @@ class Reclaim:
         return None
 
     def _words(self, gained: int) -> str:
-        users = find_users(self.content, removed=True).files
-        processes: dict[int, Process] = {user.pid: user for who in users.values() for user in who}
-        if processes:
-            why = f"what was removed {used_by_words(tuple(processes.values()))}"
+        users = distinct(find_users(self.content, removed=True).files.values())
+        if users:
+            why = f"what was removed {used_by_words(users)}"
         elif self.shared >= (self.counted - gained) / 2:
             why = "other files or snapshots share its blocks (reflinks)"
         else:

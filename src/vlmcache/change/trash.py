@@ -18,6 +18,7 @@ import msgspec
 
 from vlmcache import log
 from vlmcache.cache import layout
+from vlmcache.cache.state import RevisionKey
 from vlmcache.cache.trash import (
     EMPTIED,
     FORMAT,
@@ -39,11 +40,11 @@ from vlmcache.change.plan import (
     Expected,
     Outcome,
     Receipt,
-    RemoveTree,
     Removing,
     result_of,
 )
-from vlmcache.change.tree import Emptying, RemovalTree, Tree, TreeEntry, entry_names, sync_folder
+from vlmcache.change.removal_tree import RemovalTree, TreeEntry
+from vlmcache.change.tree import Tree, entry_names, sync_folder
 
 KEPT_KINDS = frozenset(
     {
@@ -56,14 +57,14 @@ _LIKE_MODE = 0o2775
 
 
 class Keep(msgspec.Struct, frozen=True):
-    """That what is removed is kept, and what the record says of it."""
+    """What the record in the trash says of a removal that is kept."""
 
     days: float
     names: tuple[str, ...] = ()
     cache: str = ""
     """The real path of the cache."""
-    revisions: tuple[tuple[str, str, str], ...] = ()
-    """(type, repo, commit) of each revision that is removed."""
+    revisions: tuple[RevisionKey, ...] = ()
+    """Each revision that is removed."""
     id: str = msgspec.field(default_factory=lambda: secrets.token_hex(4))
     removed_at: float = msgspec.field(default_factory=time.time)
 
@@ -182,7 +183,7 @@ class TrashWriter:
     def adding(
         cls, tree: RemovalTree, trashed: Trashed, paths: Sequence[str], kind: str = "shared"
     ) -> TrashWriter:
-        """Return what adds to a removal what only that needs by now.
+        """Return what adds to a removal in the trash what nothing else needs by now.
 
         Args:
             tree: the cache.
@@ -246,8 +247,7 @@ class TrashWriter:
             trash.make_folders(folder, mode)
             trash.write(os.path.join(folder, RECORD), record.encode())
         except BaseException:
-            with contextlib.suppress(OSError):
-                remove_removal(trash, folder, Attempt(_whatever(folder)))
+            remove_removal(trash, folder)
             remove_if_empty(trash, self.tree)
             raise
         self.trash, self.folder, self.record = trash, folder, record
@@ -266,14 +266,10 @@ class TrashWriter:
         folders = {os.path.dirname(item.path) for item in items}
         folders |= {"", layout.LOCKS, *(os.path.join(layout.LOCKS, repo) for repo in repos)}
         for path in sorted(folders):
-            status = self._status(path)
-            if status is not None and modes.S_ISDIR(status.st_mode):
-                yield FolderTime(path, status.st_ino, status.st_mtime_ns)
-
-    def _status(self, path: str) -> os.stat_result | None:
-        with contextlib.suppress(OSError):
-            return folder_status(self.tree, path)
-        return None
+            with contextlib.suppress(OSError):
+                status = _folder_status(self.tree, path)
+                if modes.S_ISDIR(status.st_mode):
+                    yield FolderTime(path, status.st_ino, status.st_mtime_ns)
 
     def take(self, attempt: Attempt, expected: Expected | None) -> None:
         """Rename what an action removes into the trash.
@@ -329,13 +325,13 @@ class TrashWriter:
         with contextlib.suppress(OSError):
             kept = {name for name in self.trash.names(self.folder) if name != RECORD}
             if not kept and not always:
-                remove_removal(self.trash, self.folder, Attempt(_whatever(self.folder)))
+                remove_removal(self.trash, self.folder)
                 remove_if_empty(self.trash, self.tree)
                 return
             times = tuple(
-                msgspec.structs.replace(time, after=status.st_mtime_ns)
+                msgspec.structs.replace(time, after=after)
                 for time in self.record.folders
-                if (status := self._status(time.path)) is not None and status.st_ino == time.inode
+                if (after := time_now(self.tree, time)) is not None
             )
             record = msgspec.structs.replace(
                 self.record, folders=times, done=True, receipt=msgspec.to_builtins(receipt)
@@ -343,7 +339,17 @@ class TrashWriter:
             self.trash.write(os.path.join(self.folder, RECORD), record.encode())
 
 
-def folder_status(tree: CacheTree, path: str) -> os.stat_result:
+def entry_status(tree: CacheTree, path: str) -> os.stat_result:
+    """Return the status of what is at a path, to which no link leads, not even one of a repo.
+
+    Raises:
+        OSError: it cannot be reached, or is gone.
+    """
+    with tree.parent(path) as (name, folder):
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+
+def _folder_status(tree: CacheTree, path: str) -> os.stat_result:
     """Return the status of a folder of a cache by its path below the root, `""` for the root.
 
     Raises:
@@ -351,8 +357,15 @@ def folder_status(tree: CacheTree, path: str) -> os.stat_result:
     """
     if not path:
         return os.stat(tree.top if BY_DESCRIPTOR else tree.root)
-    with tree.parent(os.path.join(tree.root, path)) as (name, folder):
-        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    return entry_status(tree, os.path.join(tree.root, path))
+
+
+def time_now(tree: CacheTree, time: FolderTime) -> int | None:
+    """Return when a folder was changed last, in nanoseconds; `None` if it is another or gone."""
+    with contextlib.suppress(OSError):
+        status = _folder_status(tree, time.path)
+        return status.st_mtime_ns if status.st_ino == time.inode else None
+    return None
 
 
 def _refuse_full(entry: TreeEntry) -> None:
@@ -365,24 +378,25 @@ def _refuse_full(entry: TreeEntry) -> None:
             os.close(descriptor)
 
 
-def _whatever(path: str) -> RemoveTree:
-    return RemoveTree(path, "leftover", None, "", 0, None)
-
-
-def remove_removal(trash: RemovalTree, folder: str, attempt: Attempt) -> None:
+def remove_removal(trash: CacheTree, folder: str) -> Outcome:
     """Unlink a removal's folder in the trash; what is left of it after a crash is never restored.
 
-    Raises:
-        OSError: the first refusal.
+    Returns:
+        What became of it, and the bytes of disk that this has given back.
     """
-    if not folder.endswith(EMPTIED):
-        trash.rename(folder, folder + EMPTIED)
-        folder += EMPTIED
-    with trash.entry(folder) as entry:
-        Emptying(attempt).remove(entry)
+    assert isinstance(trash, RemovalTree)
+    attempt = Attempt.at(folder)
+    try:
+        place = folder.removesuffix(EMPTIED) + EMPTIED
+        if place != folder:
+            trash.rename(folder, place)
+        trash.remove_all(place, attempt)
+    except OSError as error:
+        return attempt.note(*result_of(error, folder))
+    return attempt.note("done")
 
 
-def remove_if_empty(trash: RemovalTree, tree: CacheTree) -> None:
+def remove_if_empty(trash: CacheTree, tree: CacheTree) -> None:
     """Remove a trash in which nothing is left, as far as the system lets."""
     with contextlib.suppress(OSError):
         if trash.names(trash.root):
@@ -410,28 +424,12 @@ def empty(
     Returns:
         What became of each, and the bytes of disk that this has given back.
     """
-    folders: list[tuple[RemovalTree, str]] = []
-    for trashed in trash:
-        assert isinstance(trashed.tree, RemovalTree)
-        folders.append((trashed.tree, trashed.path))
-    trees: dict[int, CacheTree] = {id(trashed.tree): trashed.tree for trashed in trash}
-    for other in trash_folders(tree) if rest else ():
-        folders += [(other, path) for path in emptied(other)]
-        trees[id(other)] = other
-    attempts: list[Attempt] = []
-    for place, folder in folders:
-        attempt = Attempt(_whatever(folder))
-        attempts.append(attempt)
-        try:
-            remove_removal(place, folder, attempt)
-        except OSError as error:
-            attempt.note(*result_of(error, folder))
-        else:
-            attempt.note("done")
-    for each in trees.values():
-        assert isinstance(each, RemovalTree)
-        remove_if_empty(each, tree)
-    outcomes = [attempt.outcome for attempt in attempts if attempt.outcome is not None]
+    others = trash_folders(tree) if rest else []
+    folders = [(trashed.tree, trashed.path) for trashed in trash]
+    folders += ((other, path) for other in others for path in emptied(other))
+    outcomes = [remove_removal(place, folder) for place, folder in folders]
+    for place in {*others, *(place for place, _ in folders)}:
+        remove_if_empty(place, tree)
     return outcomes, sum(outcome.freed for outcome in outcomes)
 
 

@@ -10,9 +10,9 @@ from collections.abc import Collection
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.trash import TrashNeeds, find_needs
-from vlmcache.change.plan import Attempt, ReleaseShared
+from vlmcache.change.plan import REFUSALS, Attempt, ReleaseShared
+from vlmcache.change.removal_tree import RemovalTree
 from vlmcache.change.trash import TrashWriter, removals_in
-from vlmcache.change.tree import RemovalTree
 
 
 class Rescue:
@@ -62,7 +62,7 @@ class Rescue:
                 needed.setdefault(needed_by, []).append(name)
         for removal, group in needed.items():
             paths = {layout.blob_path(folder, name): os.path.join(blobs, name) for name in group}
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(*REFUSALS):
                 for trashed in removals_in(self.tree, removal):
                     writer = TrashWriter.adding(self.tree, trashed, list(paths), "blob")
                     for item, path in paths.items():

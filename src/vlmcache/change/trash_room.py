@@ -15,14 +15,13 @@ from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.state import TreeFile
 from vlmcache.cache.trash import Trashed, blob_paths, find_needs, weigh
 from vlmcache.cache.tree import CacheTree
+from vlmcache.change.known import forget_revisions
 from vlmcache.change.plan import REFUSALS, Attempt, Outcome, ReleaseShared
+from vlmcache.change.removal_tree import RemovalTree
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.trash import empty, removals_in, trash_folders
-from vlmcache.change.trash_undo import take_back
-from vlmcache.change.tree import RemovalTree
-from vlmcache.config import Session, own_home
-from vlmcache.home.copies import remove_copies
-from vlmcache.home.journal import Journal
+from vlmcache.change.trash_undo import take_back_blob
+from vlmcache.config import Session
 
 
 class Emptied(NamedTuple):
@@ -70,7 +69,12 @@ def empty_trash(session: Session, trash: Sequence[Trashed], *, rest: bool = True
     outcomes += done
     freed += gave
     _release(tree, trash)
-    forget_removed(session, trash)
+    removed = {
+        revision
+        for trashed in trash
+        for revision in (trashed.record.revisions if trashed.record is not None else ())
+    }
+    forget_revisions(session.environment, session.cache.dir, removed)
     return Emptied(tuple(outcomes), freed)
 
 
@@ -85,7 +89,7 @@ def _release(tree: RemovalTree, trash: Iterable[Trashed]) -> None:
     if not paths:
         return
     needed = find_needs(removals_in(tree)).shared
-    store = SharedStore(tree.root, tree)
+    store = SharedStore(tree)
     for path in sorted(paths):
         shared = os.path.basename(path)
         if path != store.path_of(shared) or shared in needed:
@@ -94,28 +98,6 @@ def _release(tree: RemovalTree, trash: Iterable[Trashed]) -> None:
         with contextlib.suppress(*REFUSALS), store.held_to_release(path):
             store.read_links()
             store.release(action, Attempt(action))
-
-
-def forget_removed(session: Session, trash: Iterable[Trashed]) -> None:
-    """Let the journal forget revisions that were removed, and remove the copies made of them."""
-    home = own_home(session.environment)[0]
-    cache = session.cache.dir
-    gone = {
-        revision
-        for trashed in trash
-        for revision in (trashed.record.revisions if trashed.record is not None else ())
-    }
-    if not gone:
-        return
-    with Journal(home) as journal:
-        for kind, repo, commit in sorted(gone):
-            folder = os.path.join(cache, layout.repo_folder(kind, repo))
-            if os.path.lexists(layout.snapshot_path(folder, commit)):
-                continue
-            journal.forget(cache, kind, repo, commit)
-            if kind == "model":
-                with contextlib.suppress(OSError):
-                    remove_copies(home, repo, commit)
 
 
 def expire(session: Session) -> None:
@@ -172,16 +154,13 @@ def empty_for(session: Session, place: str, goal: int) -> Emptied:
     return Emptied(tuple(outcomes), freed)
 
 
-def take_back_blobs(
-    cache: str, folder: str, files: Iterable[TreeFile], *, look: bool = False
-) -> set[str]:
+def take_back_blobs(cache: str, folder: str, files: Iterable[TreeFile]) -> set[str]:
     """Take back from the trash what would otherwise be downloaded.
 
     Args:
         cache: the hub cache.
         folder: the name of the repo's folder, which is not a link.
         files: the listed files whose blobs are missing.
-        look: only find out which it would be.
 
     Returns:
         The blobs that are in the cache again.
@@ -190,7 +169,7 @@ def take_back_blobs(
     if not trash or os.path.islink(os.path.join(cache, folder)):
         return set()
     tree = RemovalTree(cache)
-    store = SharedStore(tree.root, tree)
+    store = SharedStore(tree)
     listed = {file.etag: file for file in files}
     taken: set[str] = set()
     for trashed in reversed(trash):
@@ -204,52 +183,42 @@ def take_back_blobs(
                     shared = layout.shared_hash_of(trashed.tree.readlink(source))
                 if shared is not None:
                     # The link is of use once its content is in the store.
-                    if not _take_shared(tree, store, trash, shared, size, look=look):
+                    if not _take_shared(store, trash, shared, size):
                         continue
                 elif trashed.tree.stat(source).st_size != size:
                     continue
-                if look or take_back(tree, trashed, source, path):
+                if take_back_blob(tree, trashed, source, path):
                     taken.add(etag)
     return taken
 
 
 def take_back_missing(tree: RemovalTree, paths: Iterable[str]) -> None:
     """Take shared blobs back into the store that a removal needs and another one has taken."""
-    store = SharedStore(tree.root, tree)
+    store = SharedStore(tree)
     for path in paths:
         name = os.path.basename(path)
         if layout.SHARED_HASH.fullmatch(name) and path == store.path_of(name):
-            _take_shared(tree, store, removals_in(tree), name, None, look=False)
+            _take_shared(store, removals_in(tree), name, None)
 
 
 def _take_shared(
-    tree: RemovalTree,
-    store: SharedStore,
-    trash: Sequence[Trashed],
-    shared: str,
-    size: int | None,
-    *,
-    look: bool,
+    store: SharedStore, trash: Sequence[Trashed], shared: str, size: int | None
 ) -> bool:
     """Take a shared blob back into the store, and return whether it is there.
 
     Args:
-        tree: the cache.
-        store: its store.
-        trash: what to look for it in.
+        store: the cache's.
+        trash: the removals that may have it.
         shared: its hash.
         size: its length; any if not given.
-        look: only find out.
     """
-    path = store.path_of(shared)
+    tree, path = store.tree, store.path_of(shared)
     with contextlib.suppress(OSError):
         return size in (None, tree.stat(path).st_size)
     for trashed in trash:
         sources = {os.path.join(tree.root, item.path): source for item, source in trashed.items()}
         if path in sources and size in (None, trashed.tree.stat(sources[path]).st_size):
-            if look:
-                return True
             manifest = path + layout.MANIFEST_SUFFIX
             others = [(sources[manifest], manifest)] if manifest in sources else []
-            return take_back(tree, trashed, sources[path], path, *others)
+            return take_back_blob(tree, trashed, sources[path], path, *others)
     return False

@@ -19,22 +19,23 @@ from vlmcache.cache.hashing import BLOCK
 from vlmcache.cache.trash import FolderTime, Trashed, TrashedItem
 from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree
 from vlmcache.change.locks import HubLocks
-from vlmcache.change.plan import REFUSALS, Attempt, Outcome, RemoveTree, result_of
-from vlmcache.change.shared_store import SharedStore
+from vlmcache.change.plan import REFUSALS, Attempt, Outcome, result_of
+from vlmcache.change.removal_tree import RemovalTree
+from vlmcache.change.shared_store import MANIFEST_LIMIT, SharedStore
 from vlmcache.change.trash import (
     TrashRemovalTree,
-    folder_status,
+    entry_status,
     remove_if_empty,
     remove_removal,
+    time_now,
 )
-from vlmcache.change.tree import RemovalTree, sync_folder
+from vlmcache.change.tree import sync_folder
 from vlmcache.errors import reason_of
 
 _DEEPEST = 200
-"""Folders one in another at which comparing stops: no model has so many."""
+"""Nested folders at which comparing stops: no model has so many."""
 _AT_ONCE = 50_000_000
 """Nanoseconds between the change of a folder and that of what was renamed out of it."""
-_MANIFEST_LIMIT = 64_000_000
 _RANKS = {"shared": 0, "repo": 1, "blob": 2, "partial": 2, "folder": 3, "record": 5, "ref": 7}
 """Kind of an item -> when it has its turn: a ref after everything that it names."""
 
@@ -48,8 +49,8 @@ class Conflict(NamedTuple):
     why: str
 
 
-class Undone(NamedTuple):
-    """An item of a removal, and what undoing means for it."""
+class UndoStep(NamedTuple):
+    """An item of a removal, and what undoing does with it."""
 
     item: TrashedItem
     source: str
@@ -57,8 +58,8 @@ class Undone(NamedTuple):
     path: str
     """Its place in the cache."""
     step: Step
-    """restore: it is renamed to its place. merge: the place is taken by the same, or by a part of
-    it. there: it was never away, or has come back. missing: it is in neither."""
+    """restore: it is renamed to its place. merge: its place is taken by the same, or by a part of
+    it. there: it was never removed, or has come back. missing: it is in neither."""
 
 
 class Undoing:
@@ -77,9 +78,9 @@ class Undoing:
         self.trashed = trashed
         self.record = trashed.record
         self.locks = HubLocks(tree)
-        self.store = SharedStore(tree.root, tree)
+        self.store = SharedStore(tree)
         self.conflicts: list[Conflict] = []
-        self.steps: list[Undone] = []
+        self.steps: list[UndoStep] = []
         self._changed: dict[str, None] = {}
 
     def compare(self) -> list[Conflict]:
@@ -88,23 +89,22 @@ class Undoing:
         for number, item in enumerate(self.record.items):
             source = self.trashed.item_path(number)
             path = os.path.join(self.tree.root, item.path)
-            here = self._mode(self.trash, source) is not None
+            kept = self._mode(self.trash, source) is not None
             try:
-                with self.tree.parent(path) as (name, folder):
-                    os.stat(name, dir_fd=folder, follow_symlinks=False)
+                entry_status(self.tree, path)
                 taken = True
             except FileNotFoundError:
                 taken = False
             except OSError as error:
                 taken = False
-                if here:
+                if kept:
                     self.conflicts.append(self._unreachable(path, error))
-            step: Step = "restore" if here else "missing"
+            step: Step = "restore" if kept else "missing"
             if taken:
-                step = "merge" if here else "there"
+                step = "merge" if kept else "there"
             if step == "merge":
                 self.conflicts += self._differences(source, path, item.kind, 0)
-            self.steps.append(Undone(item, source, path, step))
+            self.steps.append(UndoStep(item, source, path, step))
         self.steps.sort(key=_rank)
         return self.conflicts
 
@@ -118,25 +118,24 @@ class Undoing:
     @staticmethod
     def _mode(tree: CacheTree, path: str) -> int | None:
         try:
-            with tree.parent(path) as (name, folder):
-                return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+            return entry_status(tree, path).st_mode
         except OSError:
             return None
 
     def _differences(self, source: str, path: str, kind: str, depth: int) -> Iterator[Conflict]:
         """Yield what has the name of something in the trash, and is something else."""
-        mode, there = self._mode(self.trash, source), self._mode(self.tree, path)
-        if mode is None or there is None or self._loses(path, kind):
+        mode, current = self._mode(self.trash, source), self._mode(self.tree, path)
+        if mode is None or current is None or self._loses(path, kind):
             return
-        if modes.S_ISDIR(mode) and modes.S_ISDIR(there):
+        if modes.S_ISDIR(mode) and modes.S_ISDIR(current):
             if depth > _DEEPEST:
-                yield Conflict(path, "too many folders one in another")
+                yield Conflict(path, "too many folders inside one another")
                 return
             for name in self.trash.names(source):
                 below = os.path.join(path, name)
                 yield from self._differences(os.path.join(source, name), below, kind, depth + 1)
-        elif not self._is_same(source, path, mode, there):
-            yield Conflict(path, self._why(path, there))
+        elif not self._is_same(source, path, mode, current):
+            yield Conflict(path, self._why(path, current))
 
     def _loses(self, path: str, kind: str) -> bool:
         """Return whether what is in the cache counts, whatever is in the trash.
@@ -151,38 +150,32 @@ class Undoing:
             or (within == layout.BLOBS and layout.partial_etag(parts[-1]) is not None)
         )
 
-    def _is_same(self, source: str, path: str, mode: int, there: int) -> bool:
-        blobs = os.path.basename(os.path.dirname(path)) == layout.BLOBS
-        if modes.S_ISLNK(mode) and modes.S_ISLNK(there):
-            with self.tree.parent(path) as (name, folder):
-                return self.trash.readlink(source) == os.readlink(name, dir_fd=folder)
-        if blobs and layout.is_etag(os.path.basename(path)):
-            # Its name is its hash. One of the two may be a link to the shared store.
-            files = modes.S_ISREG(mode) and modes.S_ISREG(there)
-            return not files or self.trash.stat(source).st_size == self._size(path)
-        if not (modes.S_ISREG(mode) and modes.S_ISREG(there)):
+    def _is_same(self, source: str, path: str, mode: int, current: int) -> bool:
+        if modes.S_ISLNK(mode) and modes.S_ISLNK(current):
+            with self.tree.parent(path) as (entry, parent):
+                return self.trash.readlink(source) == os.readlink(entry, dir_fd=parent)
+        files = modes.S_ISREG(mode) and modes.S_ISREG(current)
+        if files and self.trash.stat(source).st_size != entry_status(self.tree, path).st_size:
             return False
-        return self._size(path) == self.trash.stat(source).st_size and self._same_bytes(
-            source, path
-        )
-
-    def _size(self, path: str) -> int:
-        with self.tree.parent(path) as (name, folder):
-            return os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
+        folder, name = os.path.split(path)
+        if os.path.basename(folder) == layout.BLOBS and layout.is_etag(name):
+            # Its name is its hash. One of the two may be a link to the shared store.
+            return True
+        return files and self._same_bytes(source, path)
 
     def _same_bytes(self, source: str, path: str) -> bool:
         with (
-            os.fdopen(self.trash.open(source), "rb") as one,
-            os.fdopen(self.tree.open(path), "rb") as other,
+            os.fdopen(self.trash.open(source), "rb") as kept,
+            os.fdopen(self.tree.open(path), "rb") as current,
         ):
-            while block := one.read(BLOCK):
-                if block != other.read(len(block)):
+            while block := kept.read(BLOCK):
+                if block != current.read(len(block)):
                     return False
-            return not other.read(1)
+            return not current.read(1)
 
-    def _why(self, path: str, there: int) -> str:
+    def _why(self, path: str, current: int) -> str:
         parts = os.path.relpath(path, self.tree.root).split(os.sep)
-        if len(parts) == 1 and modes.S_ISLNK(there):
+        if len(parts) == 1 and modes.S_ISLNK(current):
             return "the model was pulled or moved meanwhile: its folder is a link"
         if parts[1:2] == [layout.REFS]:
             return f"the ref {'/'.join(parts[2:])} names another commit by now"
@@ -218,13 +211,9 @@ class Undoing:
             with contextlib.suppress(OSError), self.tree.folder(changed) as descriptor:
                 sync_folder(changed if descriptor is None else descriptor)
         if all(outcome.result in ("done", "absent") for outcome in outcomes):
-            attempt = Attempt(_removal(self.trashed.path))
-            try:
-                remove_removal(self.trash, self.trashed.path, attempt)
-            except OSError as error:
-                attempt.note(*result_of(error, self.trashed.path))
-                assert attempt.outcome is not None
-                outcomes.append(attempt.outcome)
+            emptied = remove_removal(self.trash, self.trashed.path)
+            if emptied.result != "done":
+                outcomes.append(emptied)
             remove_if_empty(self.trash, self.tree)
             for time in ours:
                 _set_time(self.tree, time)
@@ -236,7 +225,7 @@ class Undoing:
         A removal that was killed has not noted how it left its folders: of these, those count that
         changed when something of them was renamed, or not at all.
         """
-        now = _time_now(self.tree, time)
+        now = time_now(self.tree, time)
         if now is None or self.record.done:
             return now is not None and now == time.after
         renamed = max(
@@ -249,10 +238,10 @@ class Undoing:
         )
         return now == time.before or abs(now - renamed) < _AT_ONCE
 
-    def _undo(self, step: Undone, refused: Exception | None) -> Outcome | None:
+    def _undo(self, step: UndoStep, refused: Exception | None) -> Outcome | None:
         if step.step in ("there", "missing"):
             return None
-        attempt = Attempt(_removal(step.path))
+        attempt = Attempt.at(step.path)
         try:
             if refused is not None:
                 raise refused
@@ -261,13 +250,10 @@ class Undoing:
             else:
                 self._rename(step.source, step.path)
         except REFUSALS as error:
-            result, detail = result_of(error, step.path)
             # What is gone from the trash by now was taken back by somebody else.
-            attempt.note(result, detail)
+            outcome = attempt.note(*result_of(error, step.path))
         else:
-            attempt.note("done")
-        outcome = attempt.outcome
-        assert outcome is not None
+            outcome = attempt.note("done")
         return Outcome("restore", outcome.path, outcome.result, detail=outcome.detail)
 
     def _rename(self, source: str, path: str) -> None:
@@ -276,11 +262,11 @@ class Undoing:
         What the cache has already stays in the trash, which unlinks it with the removal.
         """
         mode = self._mode(self.trash, source)
-        there = self._mode(self.tree, path)
+        current = self._mode(self.tree, path)
         if mode is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
-        if there is not None:
-            if modes.S_ISDIR(mode) and modes.S_ISDIR(there):
+        if current is not None:
+            if modes.S_ISDIR(mode) and modes.S_ISDIR(current):
                 for name in sorted(self.trash.names(source), key=_refs_last):
                     with contextlib.suppress(FileNotFoundError):
                         self._rename(os.path.join(source, name), os.path.join(path, name))
@@ -296,23 +282,17 @@ class Undoing:
         log.debug("undo", "renamed '%s' to '%s'", source, path)
         self._changed[parent] = None
 
-    def _restore_shared(self, step: Undone) -> None:
+    def _restore_shared(self, step: UndoStep) -> None:
         manifest = step.path.endswith(layout.MANIFEST_SUFFIX)
         blob = step.path.removesuffix(layout.MANIFEST_SUFFIX)
         self.tree.make_folders(os.path.dirname(blob))
         with self.store.held(blob, remove_made=True):
             if manifest and self._mode(self.tree, step.path) is not None:
-                listed = self.trash.read(step.source, _MANIFEST_LIMIT).decode().splitlines()
-                self.store.add_references(blob, listed)
+                content = self.trash.read(step.source, MANIFEST_LIMIT)
+                with contextlib.suppress(UnicodeDecodeError):  # such a manifest names nothing
+                    self.store.add_references(blob, content.decode().splitlines())
             else:
                 self._rename(step.source, step.path)
-
-
-def _time_now(tree: RemovalTree, time: FolderTime) -> int | None:
-    with contextlib.suppress(OSError):
-        status = folder_status(tree, time.path)
-        return status.st_mtime_ns if status.st_ino == time.inode else None
-    return None
 
 
 def _set_time(tree: RemovalTree, time: FolderTime) -> None:
@@ -325,7 +305,7 @@ def _set_time(tree: RemovalTree, time: FolderTime) -> None:
             os.utime(entry, ns=(os.stat(entry).st_atime_ns, time.before))
 
 
-def _rank(step: Undone) -> tuple[int, int, int, str]:
+def _rank(step: UndoStep) -> tuple[int, int, int, str]:
     item = step.item
     rank = _RANKS.get(item.kind, 4)
     if item.kind == "link" and os.sep not in item.path:
@@ -338,11 +318,7 @@ def _refs_last(name: str) -> int:
     return {layout.BLOBS: 0, layout.REFS: 2}.get(name, 1)
 
 
-def _removal(path: str) -> RemoveTree:
-    return RemoveTree(path, "leftover", None, "", 0, None)
-
-
-def take_back(
+def take_back_blob(
     tree: RemovalTree, trashed: Trashed, source: str, path: str, *others: tuple[str, str]
 ) -> bool:
     """Rename one blob out of the trash to its place in the cache, as a pull would put it there.
@@ -367,7 +343,7 @@ def take_back(
             if layout.parse_repo_folder(repo) is not None:
                 held.enter_context(locks.held(locks.path_of(repo, os.path.basename(path))))
             else:
-                held.enter_context(SharedStore(tree.root, tree).held(path, remove_made=True))
+                held.enter_context(SharedStore(tree).held(path, remove_made=True))
             for old, new in ((source, path), *others):
                 if tree.exists(new):
                     if new == path:

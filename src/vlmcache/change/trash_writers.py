@@ -8,8 +8,8 @@ import msgspec
 
 from vlmcache.change.place import disk_failure
 from vlmcache.change.plan import Receipt, Removing
+from vlmcache.change.removal_tree import RemovalTree
 from vlmcache.change.trash import Keep, TrashWriter
-from vlmcache.change.tree import RemovalTree
 
 
 class TrashWriters:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlmcache.errors import ExitCode, UnconfirmedError, VlmcacheError
+from vlmcache.errors import ExitCode, UnconfirmedError, VlmcacheError, require_consent
 from vlmcache.units import counted, size_text
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def permission(*, json: bool) -> Callable[[Any], bool]:
         )
         for model in models:
             print(printable(f"  {model.repo}  {size_text(model.size)}"), file=sys.stderr)
-        if not is_agreed(f"Serve {count}?"):
-            raise UnconfirmedError("not confirmed: nothing is served")
+        require_consent(is_agreed, f"Serve {count}?", "is served")
         return True
 
     return ask
@@ -123,8 +122,8 @@ def standing_order(*, json: bool) -> Callable[[Any], bool]:
             "--dry-run shows the schedule, --yes makes it",
         )
         view_of("schedule")(report, stream=sys.stderr)
-        if not is_agreed(f"Run this {schedule.when}, without asking again?"):
-            raise UnconfirmedError("not confirmed: nothing is scheduled")
+        question = f"Run this {schedule.when}, without asking again?"
+        require_consent(is_agreed, question, "is scheduled")
         return True
 
     return ask

@@ -33,7 +33,7 @@ def trash(
 
     def ask(report: Any) -> bool:
         from vlmcache.cli.confirmation import is_agreed, require_terminal
-        from vlmcache.errors import UnconfirmedError
+        from vlmcache.errors import require_consent
 
         count, size = counted(len(report.removals), "removal"), size_text(report.frees)
         require_terminal(
@@ -45,8 +45,7 @@ def trash(
             names = ", ".join(removal.names[:3]) + and_more(len(removal.names) - 3)
             line = f"  {removal.id}  {names}  {size_text(removal.frees)}"
             print(printable(line), file=sys.stderr)
-        if not is_agreed(f"Remove {count} for good, freeing {size}?"):
-            raise UnconfirmedError("not confirmed: nothing was removed")
+        require_consent(is_agreed, f"Remove {count} for good, freeing {size}?", "was removed")
         return True
 
     if not empty:

@@ -160,14 +160,16 @@ def _is_changed(path: str, file: CopiedFile) -> bool:
 def remove_copies(home: str, repo: str, commit: str | None = None) -> int:
     """Remove the kept copies of a repo, or of one commit of it, and return the bytes freed.
 
-    Root removes none in the home of another user.
+    Root removes none in the home of another user. The commit may come out of a record that others
+    can write: one that is not the name of a folder removes nothing.
 
     Raises:
         OSError: the system refuses.
     """
     root = os.path.join(home, FOLDER, layout.repo_folder("model", repo))
     gone = root if commit is None else os.path.join(root, commit)
-    if not os.path.isdir(gone) or os.path.islink(gone) or is_anothers(gone):
+    named = commit is None or layout.is_entry_name(commit)
+    if not named or not os.path.isdir(gone) or os.path.islink(gone) or is_anothers(gone):
         return 0
     freed = allocated(gone)
     shutil.rmtree(gone)

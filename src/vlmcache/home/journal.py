@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from vlmcache.cache.hashing import Identity
+    from vlmcache.cache.state import RevisionKey
 
 FILE = "memory.sqlite"
 _BUSY_SECONDS = 5.0
@@ -126,20 +127,18 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
                 os.unlink(os.path.join(self._home, FILE))
 
     def record_use(
-        self, cache: str, repo_type: str, repo: str, commit: str, what: str, at: float | None = None
+        self, cache: str, revision: RevisionKey, what: str, at: float | None = None
     ) -> None:
         """Remember that a revision was used.
 
         Args:
             cache: the hub cache's folder.
-            repo_type: `model`, `dataset` and so on
-            repo: the repo's id.
-            commit: the revision's commit.
-            what: by what: `pull`, `load`, `load-test`.
+            revision: which.
+            what: what used it: `pull`, `load`, `load-test`.
             at: seconds since the epoch; now if not given.
         """
         when = time.time() if at is None else at
-        row = (os.path.realpath(cache), repo_type, repo, commit, what, when)
+        row = (os.path.realpath(cache), *revision, what, when)
         self._write(
             lambda connection: connection.execute(
                 "INSERT INTO uses VALUES (?, ?, ?, ?, ?, ?) "
@@ -160,8 +159,8 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
             return connection.execute(query, values).fetchall()
         return []
 
-    def uses(self, cache: str) -> dict[tuple[str, str, str], float]:
-        """Return (type, repo, commit) -> seconds since the epoch of the last use remembered."""
+    def uses(self, cache: str) -> dict[RevisionKey, float]:
+        """Return revision -> seconds since the epoch of the last use remembered."""
         rows = self._ask(
             "SELECT type, repo, commit_hash, max(at) FROM uses "
             "WHERE cache = ? AND typeof(at) = 'real' AND at BETWEEN 0 AND 1e11 "
@@ -171,12 +170,12 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         )
         return {(kind, repo, commit): at for kind, repo, commit, at in rows}
 
-    def forget(self, cache: str, repo_type: str, repo: str, commit: str | None = None) -> None:
-        """Forget the uses of a repo, or of one revision of it, that was removed."""
+    def forget(self, cache: str, revision: RevisionKey) -> None:
+        """Forget the uses of a revision that was removed."""
         self._ask(
-            "DELETE FROM uses WHERE cache = ? AND type = ? AND repo = ? "
-            "AND (? IS NULL OR commit_hash = ?)",
-            *(os.path.realpath(cache), repo_type, repo, commit, commit),
+            "DELETE FROM uses WHERE cache = ? AND type = ? AND repo = ? AND commit_hash = ?",
+            os.path.realpath(cache),
+            *revision,
         )
 
     def record_load(self, content: bytes, at: float | None = None) -> None:
@@ -262,7 +261,8 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     def damaged(self) -> set[tuple[int, int, int, int]]:
         """Return (device, inode, size, mtime in ns) of the files that were found to be damaged."""
         rows = self._ask(
-            "SELECT device, inode, size, mtime_ns FROM verified WHERE hash = ? LIMIT ?",
+            "SELECT device, inode, size, mtime_ns FROM verified WHERE hash = ? "
+            "AND typeof(device) = 'text' AND typeof(inode) = 'text' LIMIT ?",
             _DAMAGED,
             _MOST_ROWS,
         )

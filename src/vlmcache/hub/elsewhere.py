@@ -57,7 +57,7 @@ def _fetch(transfer: Transfer, source: Source) -> bool:
             except SourceError as error:
                 sources.drop(source, f"{error}: {job.file}")
                 return False
-            if file.right:
+            if file.is_complete:
                 file.sync()
                 break
             digest = file.hash

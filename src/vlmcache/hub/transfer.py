@@ -123,7 +123,7 @@ class Transfer:
             with file.opened(check) as begun:
                 self._receive(file)
                 # Of what has a mirror's own name, only the length can be checked.
-                if file.right or not job.is_checked:
+                if file.is_complete or not job.is_checked:
                     file.sync()
                     break
                 digest = file.hash

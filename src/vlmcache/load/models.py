@@ -42,7 +42,7 @@ def remember_use(home: str, location: CacheLocation, source: ModelFiles, what: s
 
     if source.repo is not None and source.commit is not None:
         with Journal(home) as memory:
-            memory.record_use(location.dir, "model", source.repo, source.commit, what)
+            memory.record_use(location.dir, ("model", source.repo, source.commit), what)
 
 
 _HARMLESS = ("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be cast")

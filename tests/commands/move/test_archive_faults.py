@@ -24,10 +24,10 @@ from tests.kit.faulty import ERRORS, Fault, Subject, fault_name, try_every
 from vlmcache.cache import layout
 from vlmcache.cache.moved import read_record
 from vlmcache.cache.usage import Usage
+from vlmcache.change import known
 from vlmcache.commands.move import apply, archive, recall
 from vlmcache.commands.move import move as move_command
 from vlmcache.commands.move.values import RecallReport
-from vlmcache.commands.remove import facts
 from vlmcache.commands.remove.values import CleanOptions, Removal
 from vlmcache.config import CacheLocation, Environment, Session
 from vlmcache.errors import VlmcacheError
@@ -36,7 +36,7 @@ from vlmcache.errors import VlmcacheError
 @pytest.fixture(autouse=True)
 def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking through all processes is most of the time here, and no part of what is tested."""
-    for module in (move_command, apply, facts, recall):
+    for module in (move_command, apply, known, recall):
         monkeypatch.setattr(module, "who_uses", lambda *_: Usage())
     monkeypatch.setattr(archive, "users_of", lambda *_: Usage())
 

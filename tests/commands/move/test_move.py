@@ -25,6 +25,7 @@ from vlmcache.cache.moved import MoveRecord, Note, note_path, read_moves
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import Usage
+from vlmcache.change import known
 from vlmcache.change.moved_note import write_moves
 from vlmcache.change.plan import Kept, Move, RemoveTree
 from vlmcache.commands.backup.backup import backup
@@ -34,7 +35,7 @@ from vlmcache.commands.move import move as move_command
 from vlmcache.commands.move.plan import Destination
 from vlmcache.commands.move.values import MoveOptions, MoveReport, SourceDamagedError
 from vlmcache.commands.remove import clean as remove_clean
-from vlmcache.commands.remove import facts, remove
+from vlmcache.commands.remove import remove
 from vlmcache.commands.remove.values import CleanOptions, Removal
 from vlmcache.commands.status.status import status
 from vlmcache.commands.verify.repair import repair
@@ -613,7 +614,7 @@ def test_rm_of_a_moved_model_that_is_killed_anywhere_is_finished_by_the_next(
     drive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remove, "who_uses", lambda *_: Usage())
-    monkeypatch.setattr(facts, "who_uses", lambda *_: Usage())
+    monkeypatch.setattr(known, "who_uses", lambda *_: Usage())
     monkeypatch.setattr(move_command, "who_uses", lambda *_: Usage())
     monkeypatch.setattr(apply, "who_uses", lambda *_: Usage())
     second = drive / "pattern"

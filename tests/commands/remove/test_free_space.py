@@ -288,7 +288,7 @@ def test_receipts_of_restore_and_move_have_them_too(
         (Receipt((), 10 * MB), False),
     ],
 )
-def test_people_read_of_the_disk_where_it_differs_much_from_what_was_freed(
+def test_people_see_the_free_space_if_it_differs_much_from_what_was_freed(
     receipt: Receipt, said: bool
 ) -> None:
     assert (free_words(receipt) is not None) == said

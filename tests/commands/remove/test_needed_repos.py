@@ -54,7 +54,7 @@ def test_what_is_evicted_first_is_not_what_a_newer_model_needs(session: Session)
     assert left(session) == {"org/base"}
 
 
-def test_what_was_not_used_for_long_stays_if_a_model_needs_it(session: Session) -> None:
+def test_what_was_not_used_for_a_long_time_stays_if_a_model_needs_it(session: Session) -> None:
     clean(session, CleanOptions(older_than=30 * 86400.0))
     assert left(session) == {"org/base", "org/adapter"}
 

@@ -148,7 +148,7 @@ def test_the_json_fits_its_schema(place: Place, command: tuple[str, ...]) -> Non
         assert (found["receipt"] is None) == ("--dry-run" in command)
 
 
-def test_a_dry_run_changes_nothing_and_tells_the_same_plan(place: Place) -> None:
+def test_a_dry_run_changes_nothing_and_shows_the_same_plan(place: Place) -> None:
     ROOMS["waste"](place.root)
     before = fingerprint(place.root)
     dry = place.json("clean", "--dry-run")
@@ -190,7 +190,7 @@ def test_duplicates_says_which_file_has_the_same_weights_and_keeps_all_others(
         assert repo.pointer(name).exists()
 
 
-def test_quiet_prints_one_id_a_line(place: Place) -> None:
+def test_quiet_prints_one_id_per_line(place: Place) -> None:
     base(place.root)
     result = place.run("rm", "org/name", "-y", "-q")
     assert (result.out, result.err) == ("org/name\n", "")
@@ -250,9 +250,8 @@ def test_older_than_evicts_what_was_not_used_and_keeps_what_is_configured_or_kep
 def test_the_journal_counts_as_use(place: Place) -> None:
     repos = _aged(place.root, noted=40, old=40)
     with Journal(str(place.own)) as memory:
-        memory.record_use(
-            str(place.root), "model", "org/noted", repos["noted"].latest, "load", time.time()
-        )
+        noted = "model", "org/noted", repos["noted"].latest
+        memory.record_use(str(place.root), noted, "load", time.time())
     shown = place.json("status")["repos"]
     used = {one["repo"]: one["last_used"] for one in shown}
     assert used["org/noted"] > used["org/old"]
@@ -346,7 +345,7 @@ def test_side_caches_are_listed_and_emptied_on_request_only(place: Place) -> Non
 
 
 @pytest.mark.parametrize(("option", "own"), [("xet", XET_FILES), ("modules", CODE_FILES)])
-def test_in_a_side_cache_only_what_its_library_wrote_goes(
+def test_in_a_side_cache_only_what_its_library_wrote_is_removed(
     place: Place, option: str, own: tuple[str, ...]
 ) -> None:
     base(place.root)
@@ -377,7 +376,7 @@ def test_in_a_side_cache_only_what_its_library_wrote_goes(
         "main.py",
     ],
 )
-def test_beside_remote_code_no_file_of_somebody_else_goes(place: Place, foreign: str) -> None:
+def test_with_remote_code_no_file_of_somebody_else_is_removed(place: Place, foreign: str) -> None:
     folder = place.beside / "modules"
     _fill(folder, *CODE_FILES, foreign)
     (folder / "__init__.py").touch()
@@ -389,7 +388,7 @@ def test_beside_remote_code_no_file_of_somebody_else_goes(place: Place, foreign:
     assert not (folder / "datasets_modules").exists()
 
 
-def test_a_side_cache_that_is_not_emptied_is_told_with_the_reason(place: Place) -> None:
+def test_a_side_cache_that_is_not_emptied_is_reported_with_the_reason(place: Place) -> None:
     _fill(place.beside / "modules", "main.py")
     for option in ("-y", "--dry-run"):
         done = place.run("clean", "--modules", option)

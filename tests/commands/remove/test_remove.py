@@ -11,10 +11,10 @@ from tests.kit.caches import CacheBuilder, du_allocated, fingerprint, model_file
 from tests.kit.rooms import ROOMS, WEIGHTS, base
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
+from vlmcache.change import known
+from vlmcache.change.known import Known
 from vlmcache.change.plan import Plan, RemoveTree
-from vlmcache.commands.remove import facts
 from vlmcache.commands.remove.clean import clean, plan_clean
-from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.remove.remove import remove
 from vlmcache.commands.remove.values import CleanOptions, Removal, RemoveOptions
 from vlmcache.commands.status.status import status
@@ -133,7 +133,7 @@ def test_rm_of_a_revision_keeps_the_blobs_of_the_other(place: Place) -> None:
     }
 
 
-def test_rm_of_the_last_revision_takes_the_whole_repo_and_its_locks(place: Place) -> None:
+def test_rm_of_the_last_revision_removes_the_complete_repo_and_its_locks(place: Place) -> None:
     repo = CacheBuilder(place.root).repo("org/name")
     repo.revision({"config.json": b"{}"})
 
@@ -143,7 +143,7 @@ def test_rm_of_the_last_revision_takes_the_whole_repo_and_its_locks(place: Place
     assert not repo.locks.exists()
 
 
-def test_a_configured_key_means_the_whole_repo(place: Place) -> None:
+def test_a_configured_key_means_the_complete_repo(place: Place) -> None:
     repo = base(place.root)
     place.configure(mine="org/name")
 
@@ -163,7 +163,7 @@ def test_rm_of_what_is_not_there_names_the_nearest(place: Place) -> None:
     assert scan(place.root).repo("org/name") is not None
 
 
-def test_a_shared_blob_stays_until_its_last_repo_goes(place: Place) -> None:
+def test_a_shared_blob_stays_until_its_last_repo_is_removed(place: Place) -> None:
     ROOMS["shared"](place.root)
     cache = CacheBuilder(place.root)
     shared = cache.shared_blob("ab" * 32)
@@ -206,7 +206,7 @@ def test_foreign_entries_stay_unless_named(place: Place) -> None:
     assert not (place.root / "mine").exists()
 
 
-def test_duplicates_go_only_where_the_model_loads_without_them(place: Place) -> None:
+def test_duplicates_are_removed_only_if_the_model_loads_without_them(place: Place) -> None:
     cache = CacheBuilder(place.root)
     whole, partly = cache.repo("org/whole"), cache.repo("org/partly")
     files = model_files(second_format=True)
@@ -225,7 +225,7 @@ def test_duplicates_go_only_where_the_model_loads_without_them(place: Place) -> 
     assert judge(scan(place.root).repo("org/whole"), "main").state == "cached"
 
 
-def test_a_link_in_place_of_a_repo_goes_and_what_it_leads_to_stays(
+def test_a_link_in_place_of_a_repo_is_removed_and_what_it_leads_to_stays(
     place: Place, tmp_path: Path
 ) -> None:
     repo = base(place.root)
@@ -244,7 +244,7 @@ def test_problem_is_none_where_all_went_well(place: Place) -> None:
     assert place.rm("org/name").problem is None
 
 
-def test_a_lock_file_goes_although_it_was_written_to_since(place: Place) -> None:
+def test_a_lock_file_is_removed_although_it_was_written_to_since(place: Place) -> None:
     """Some versions of filelock write to a lock whenever they take it, and so may this very run."""
     repo = base(place.root)
     locks = repo.leftover_locks(3)
@@ -321,6 +321,6 @@ def test_a_plan_with_repos_in_question_opens_the_journal_once(
         opened.append(home)
         return Journal(home)
 
-    monkeypatch.setattr(facts, "Journal", counted)
+    monkeypatch.setattr(known, "Journal", counted)
     place.plan()
     assert len(opened) == 1

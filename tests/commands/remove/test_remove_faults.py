@@ -14,7 +14,8 @@ from tests.kit.rooms import LONG, OTHER, WEIGHTS
 from tests.kit.rooms import settle as age
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.usage import Usage
-from vlmcache.commands.remove import facts, remove
+from vlmcache.change import known
+from vlmcache.commands.remove import remove
 from vlmcache.commands.remove.values import CleanOptions, Removal
 from vlmcache.errors import UnknownModelError
 
@@ -32,7 +33,7 @@ ACTIONS: dict[str, Action] = {
 def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking through all processes is most of the time here, and no part of what is tested."""
     monkeypatch.setattr(remove, "who_uses", lambda *_: Usage())
-    monkeypatch.setattr(facts, "who_uses", lambda *_: Usage())
+    monkeypatch.setattr(known, "who_uses", lambda *_: Usage())
 
 
 def make(place: Place) -> None:
@@ -170,7 +171,7 @@ class Removing(Subject[Removal]):
 @pytest.mark.faults
 @pytest.mark.parametrize("command", ACTIONS)
 @pytest.mark.parametrize("fault", FAULTS, ids=fault_name)
-def test_a_fault_at_every_call_of_a_removal_is_told_and_a_second_run_finishes(
+def test_a_fault_at_every_call_of_a_removal_is_reported_and_a_second_run_finishes(
     tmp_path: Path, command: str, fault: Fault
 ) -> None:
     try_every(Removing(command, tmp_path), fault, at_least=20)

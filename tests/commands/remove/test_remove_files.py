@@ -118,7 +118,7 @@ def test_a_shared_blob_is_released_and_stays_for_others(cache: CacheBuilder) -> 
     assert not lone.exists()
 
 
-def test_what_was_begun_of_a_variant_goes_with_it_and_no_other(cache: CacheBuilder) -> None:
+def test_what_was_begun_of_a_variant_is_removed_with_it_and_no_other(cache: CacheBuilder) -> None:
     repo = cache.repo(NAME)
     repo.revision(FILES, downloaded={"README.md", Q8})
     begun = repo.partial(repo.file(Q4).etag, age=7200)
@@ -128,7 +128,7 @@ def test_what_was_begun_of_a_variant_goes_with_it_and_no_other(cache: CacheBuild
     assert others.exists()
 
 
-def test_the_last_file_of_a_repo_takes_the_repo_with_it(cache: CacheBuilder) -> None:
+def test_the_last_file_of_a_repo_is_removed_with_the_repo(cache: CacheBuilder) -> None:
     repo = cache.repo(NAME)
     repo.revision({Q4: FILES[Q4]})
     rm(cache, f"{NAME}:Q4_K_M")
@@ -167,7 +167,7 @@ def test_a_word_that_can_be_two_variants_removes_neither(cache: CacheBuilder) ->
     assert names(repo) == {"b/name-Q4_K_M.gguf", "README.md"}
 
 
-def test_a_variant_in_use_stays_and_one_next_to_it_may_go(repo: CachedRepo) -> None:
+def test_a_variant_in_use_stays_and_one_next_to_it_can_be_removed(repo: CachedRepo) -> None:
     with repo.blob(Q8).open("rb") as file, subprocess.Popen(["sleep", "60"], stdin=file) as sleeper:
         try:
             with pytest.raises(AssertionError):

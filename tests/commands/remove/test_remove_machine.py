@@ -24,7 +24,8 @@ from tests.kit.faulty import killed_at
 from tests.kit.rooms import LONG, settle
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import Usage
-from vlmcache.commands.remove import facts, remove
+from vlmcache.change import known
+from vlmcache.commands.remove import remove
 from vlmcache.commands.remove.values import CleanOptions, Removal
 from vlmcache.errors import UnknownModelError
 
@@ -174,7 +175,7 @@ def test_random_commands_and_kills_keep_what_they_should(
     monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:
     monkeypatch.setattr(remove, "who_uses", lambda *_: Usage())
-    monkeypatch.setattr(facts, "who_uses", lambda *_: Usage())
+    monkeypatch.setattr(known, "who_uses", lambda *_: Usage())
     run_state_machine_as_test(
         Commands,
         settings=settings(

@@ -199,7 +199,7 @@ def lost_blobs(state: CacheState, plan: Plan) -> set[tuple[str, str]]:
 
 
 def really_freed(state: CacheState, plan: Plan) -> int:
-    """What the plan gives back, reckoned the plain way: by what is left of each thing."""
+    """What the plan gives back, computed in the plain way: by what is left of each thing."""
     paths = {action.path for action in plan.actions if isinstance(action, RemoveTree | Remove)}
     freed = 0
     lost = lost_blobs(state, plan)
@@ -250,7 +250,7 @@ def check(state: CacheState, plan: Plan) -> None:
 
 
 @given(caches(), st.data())
-def test_rm_takes_what_was_named_and_only_that(state: CacheState, data: st.DataObject) -> None:
+def test_rm_removes_what_was_named_and_only_that(state: CacheState, data: st.DataObject) -> None:
     if not keys(state):
         return
     named = data.draw(st.lists(st.sampled_from(keys(state)), min_size=1, unique=True))
@@ -279,7 +279,7 @@ def test_rm_of_repos_leaves_nothing_of_them(state: CacheState, data: st.DataObje
 
 
 @given(caches(), st.data())
-def test_clean_takes_waste_and_no_more(state: CacheState, data: st.DataObject) -> None:
+def test_clean_removes_waste_and_no_more(state: CacheState, data: st.DataObject) -> None:
     kept = data.draw(st.sets(st.sampled_from(keys(state)))) if keys(state) else set()
     kept_by = Protected(dict.fromkeys(kept, "kept"))
     evidence = data.draw(evidences(state))
@@ -324,7 +324,7 @@ def test_clean_takes_waste_and_no_more(state: CacheState, data: st.DataObject) -
 
 
 @given(caches(), st.data())
-def test_nothing_in_use_goes(state: CacheState, data: st.DataObject) -> None:
+def test_nothing_in_use_is_removed(state: CacheState, data: st.DataObject) -> None:
     blobs = [(repo, blob) for repo in state.repos for blob in repo.blobs.values()]
     if not blobs:
         return
@@ -341,7 +341,7 @@ def test_nothing_in_use_goes(state: CacheState, data: st.DataObject) -> None:
 
 @given(caches(), st.data(), st.sampled_from(["max_size", "free"]))
 @settings(max_examples=300)
-def test_eviction_takes_the_fewest_of_the_least_recently_used(
+def test_eviction_removes_the_fewest_of_the_least_recently_used(
     state: CacheState, data: st.DataObject, form: str
 ) -> None:
     everyone = keys(state)
@@ -391,7 +391,7 @@ def test_eviction_takes_the_fewest_of_the_least_recently_used(
 
 
 @given(caches(), st.floats(0, 10))
-def test_older_than_takes_all_that_is_older_and_not_pinned(state: CacheState, age: float) -> None:
+def test_older_than_removes_all_that_is_older_and_not_pinned(state: CacheState, age: float) -> None:
     uses = {key: LastUse(NOW - number, "journal") for number, key in enumerate(sorted(keys(state)))}
     pinned = set(keys(state)[::3])
     plan, _ = plan_cleaning(
@@ -410,7 +410,7 @@ def test_older_than_takes_all_that_is_older_and_not_pinned(state: CacheState, ag
 
 
 @given(caches())
-def test_all_takes_every_repo_that_is_not_in_use(state: CacheState) -> None:
+def test_all_removes_every_repo_that_is_not_in_use(state: CacheState) -> None:
     plan, _ = plan_cleaning(state, CleanOptions(everything=True), Facts(NOW))
 
     check(state, plan)

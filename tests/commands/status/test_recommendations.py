@@ -21,7 +21,8 @@ from tests.kit.contents import Synthetic
 from tests.kit.disks import as_other_user, common_folder, read_only_view, small_filesystem
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import variables
-from vlmcache.commands.remove import clean, facts
+from vlmcache.change import known
+from vlmcache.commands.remove import clean
 from vlmcache.commands.status import status
 from vlmcache.home.journal import Journal
 
@@ -315,8 +316,8 @@ def test_a_status_reads_the_cache_the_journal_the_mounts_and_the_processes_once(
     several(place)
     counter = Counter(monkeypatch)
     counter.count(status, "scan")
-    counter.count(facts, "who_uses")
-    counter.count(facts, "mount_of")
+    counter.count(known, "who_uses")
+    counter.count(known, "mount_of")
     counter.count(Journal, "uses")
     limits = configured(tmp_path, f"min_free: {HUGE}, max_size: 1kB")
     assert recommended(["--cache-dir", str(place.root), *limits])

@@ -27,6 +27,7 @@ from tests.kit.pulls import command, small_config, variables, vlmcache
 from tests.kit.rooms import WEIGHTS
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
+from vlmcache.change.trash_room import take_back_blobs
 from vlmcache.commands.move.move import move
 from vlmcache.commands.move.recall import recall
 from vlmcache.commands.remove import keeping
@@ -38,7 +39,7 @@ from vlmcache.commands.trash.trash import trash
 from vlmcache.commands.trash.undo import undo
 from vlmcache.commands.trash.values import NameTakenError, NothingToUndoError, UndoReport
 from vlmcache.config import Limits
-from vlmcache.errors import AwayError, PartlyError, UsageError
+from vlmcache.errors import AwayError, ChangedError, PartlyError, UsageError
 
 KEPT = RemoveOptions(trash=True)
 BESIDE = ".hub.vlmcache-trash"
@@ -203,7 +204,7 @@ def test_status_shows_the_trash_as_a_figure_of_its_own(place: Place) -> None:
     assert shown.size_on_disk == du_allocated(place.root)
 
 
-def test_plain_clean_takes_nothing_that_the_trash_needs(place: Place) -> None:
+def test_plain_clean_removes_nothing_that_the_trash_needs(place: Place) -> None:
     before = described(place.root)
     rm(place, "org/name@main")
     # As after a kill between the snapshot and its blobs.
@@ -629,3 +630,88 @@ def test_a_record_that_names_a_place_outside_the_cache_counts_for_nothing(
     with pytest.raises(Exception, match="record of the removal"):
         undo(beside.session)
     assert described(beside.root) == before
+
+
+def falsify(place: Place, **fields: object) -> None:
+    """Let the record of the only removal say something else, as whoever can write there may."""
+    record = next((place.root.parent / BESIDE).glob("*/record.json"))
+    record.write_text(json.dumps(json.loads(record.read_bytes()) | fields))
+
+
+@pytest.mark.parametrize("commit", ["../../../precious", "..", "."])
+def test_a_record_leads_emptying_to_no_folder_but_that_of_a_copy(
+    beside: Place, commit: str
+) -> None:
+    precious = beside.root.parent / "precious"
+    copy = beside.root.parent / "own" / "quantized" / "models--org--name" / ("c" * 40)
+    for folder in (precious, copy):
+        folder.mkdir(parents=True)
+    rm(beside, "org/name")
+    falsify(beside, revisions=[["model", "org/name", commit]])
+    trash(beside.session, empty=True).check()
+    assert precious.is_dir()
+    assert copy.is_dir()
+    assert not trash(beside.session).removals
+
+
+def test_a_record_lets_undo_change_the_time_of_nothing_outside_the_cache(beside: Place) -> None:
+    outside = beside.root.parent / "outside"
+    outside.mkdir()
+    before = outside.stat()
+    rm(beside, "org/name")
+    time_of = {"path": str(outside), "inode": before.st_ino, "before": 0}
+    falsify(beside, folders=[time_of | {"after": before.st_mtime_ns}])
+    with pytest.raises(ChangedError, match="record of the removal"):
+        undo(beside.session)
+    assert outside.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"removed_at": 1e300},
+        {"removed_at": -1e300},
+        {"days": 1e300},
+        {"folders": [{"path": "", "inode": 1, "before": 1 << 70}]},
+    ],
+)
+def test_a_record_with_a_time_that_no_calendar_has_is_listed_and_can_be_emptied(
+    beside: Place, fields: dict[str, object]
+) -> None:
+    rm(beside, "org/name")
+    falsify(beside, **fields)
+    assert len(trash(beside.session).removals) == 1
+    with pytest.raises(ChangedError, match="record of the removal"):
+        undo(beside.session)
+    trash(beside.session, empty=True).check()
+    assert not trash(beside.session).removals
+
+
+def test_a_manifest_in_the_trash_that_is_not_text_keeps_undo_from_nothing(beside: Place) -> None:
+    rm(beside, "org/name", "org/other")
+    make(beside)
+    record = next((beside.root.parent / BESIDE).glob("*/record.json"))
+    items = json.loads(record.read_bytes())["items"]
+    manifests = [number for number, item in enumerate(items) if item["path"].endswith(".refs")]
+    assert manifests
+    for number in manifests:
+        (record.parent / str(number)).write_bytes(b"\xff\n")
+    undo(beside.session).check()
+    assert judge(scan(beside.root).repo("org/name"), "main").state == "cached"
+
+
+def test_every_blob_is_taken_back_although_the_cache_has_no_folder_of_locks(
+    tmp_path: Path,
+) -> None:
+    here = Place(tmp_path)
+    files = {"config.json": b"{}", "model.safetensors": WEIGHTS, "v.bin": b"v"}
+    CacheBuilder(here.root).repo("org/name").revision(files)
+    repo = scan(here.root).repo("org/name")
+    assert repo is not None
+    listed = list((repo.revisions[0].tree or {}).values())
+    rm(here, "org/name")
+    shutil.rmtree(here.root / ".locks")
+    taken = take_back_blobs(str(here.root), "models--org--name", listed)
+    assert taken == {file.etag for file in listed}
+    assert len(taken) == 3
+    assert not (here.root / ".locks").exists()

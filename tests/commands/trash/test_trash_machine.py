@@ -29,9 +29,10 @@ from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
 from vlmcache.cache.trash import EMPTIED, trash_size
 from vlmcache.cache.usage import Usage
+from vlmcache.change import known
 from vlmcache.change.trash_room import take_back_blobs
 from vlmcache.commands.move.move import move
-from vlmcache.commands.remove import facts, remove
+from vlmcache.commands.remove import remove
 from vlmcache.commands.remove.values import CleanOptions, RemoveOptions
 from vlmcache.commands.trash.trash import trash
 from vlmcache.commands.trash.undo import undo
@@ -250,7 +251,7 @@ def test_random_removals_undos_and_kills_lose_nothing_that_nobody_has_given_up(
     monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:
     monkeypatch.setattr(remove, "who_uses", lambda *_: Usage())
-    monkeypatch.setattr(facts, "who_uses", lambda *_: Usage())
+    monkeypatch.setattr(known, "who_uses", lambda *_: Usage())
     run_state_machine_as_test(
         Commands,
         settings=settings(

@@ -17,6 +17,7 @@ from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.tree import CacheTree
 from vlmcache.cache.usage import who_uses
 from vlmcache.change.base import RepoLinks, attach_repo, base_at, forget_bases
+from vlmcache.change.known import Known, forget_missing
 from vlmcache.change.place import disk_failure
 from vlmcache.change.plan import Attach, Failure, Outcome, Plan, Receipt, Result
 from vlmcache.change.remove import apply_removals
@@ -26,16 +27,15 @@ from vlmcache.change.tree import Tree
 from vlmcache.change.waste import kept_in_use
 from vlmcache.commands.attach.plan import plan_attach, plan_detach
 from vlmcache.commands.attach.values import AttachedRepo, AttachReport, Confirm
-from vlmcache.commands.remove.facts import Known, forget
 from vlmcache.config import Session
 from vlmcache.environment import user_config
 from vlmcache.errors import (
     ChangedError,
     InUseError,
-    UnconfirmedError,
     UsageError,
     VlmcacheError,
     reason_of,
+    require_consent,
 )
 from vlmcache.units import counted
 
@@ -242,8 +242,7 @@ def detach(
     report = AttachReport(state.dir, min(folders), rows, plan, in_use=in_use)
     if dry_run or in_use:
         return report
-    if confirm is not None and rows and not confirm(report):
-        raise UnconfirmedError("not confirmed: nothing was detached")
+    require_consent(confirm if rows else None, report, "was detached")
     receipt = apply_removals(plan, state, in_use=usage.files)
     outcomes = list(receipt.outcomes)
     cache = Tree(state.dir)
@@ -254,7 +253,7 @@ def detach(
             error = caught if isinstance(caught, VlmcacheError) else disk_failure(caught, folder)
             path = os.path.join(state.dir, folder)
             outcomes.append(Outcome("detach", path, "failed", detail=error.message))
-    forget(session.environment, state)
+    forget_missing(session.environment, state)
     receipt = msgspec.structs.replace(receipt, outcomes=tuple(outcomes))
     after = scan(state.dir)
     done = tuple(_outcome_of(row, after, folders, receipt) for row in rows)

@@ -187,7 +187,7 @@ class Arrivals:
                     if arriving.position + len(block) > blob.size:
                         break
                     arriving.add(block)
-                if arriving.position == blob.size and arriving.right:
+                if arriving.position == blob.size and arriving.is_complete:
                     os.fsync(descriptor)
                     return taken
                 arriving.restart()

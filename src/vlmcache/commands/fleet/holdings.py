@@ -270,7 +270,7 @@ class Holdings(Surveyor):
         with Journal(own_home(self._session.environment)[0]) as memory:
             if model.restriction is None:
                 memory.record_restriction(kind, repo_id, None)
-            memory.record_use(self._session.cache.dir, kind, repo_id, model.commit, "pull")
+            memory.record_use(self._session.cache.dir, (kind, repo_id, model.commit), "pull")
 
     def close(self) -> None:
         """Stop all that is running, and serve no more."""

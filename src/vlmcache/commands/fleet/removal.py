@@ -15,7 +15,7 @@ from vlmcache.commands.fleet.on_node import Done, Planned
 from vlmcache.commands.fleet.requests import Decision, RemovalRequest
 from vlmcache.commands.fleet.values import FleetRemoval, NodeRemoval, RemovedModel, error_of
 from vlmcache.commands.remove.values import Removal
-from vlmcache.errors import ExitCode, UnconfirmedError
+from vlmcache.errors import ExitCode, require_consent
 from vlmcache.progress import Progress
 
 _ACT = 1800.0
@@ -59,8 +59,7 @@ def remove(
     report = _report(planned)
     if request.dry_run or not waiting:
         return report
-    if confirm is not None and not confirm(report):
-        raise UnconfirmedError("not confirmed: nothing was removed")
+    require_consent(confirm, report, "was removed")
     done = ask_all(fleet, "decide", waiting, progress, silent=_ACT)
     rows = dict(planned)
     for key, reply in done.items():

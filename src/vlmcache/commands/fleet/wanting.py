@@ -26,7 +26,7 @@ from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.prepare import prepare_needed, prepare_pull
 from vlmcache.commands.pull.values import PlannedModel
 from vlmcache.config import ModelConfig, Session, cached_repos, find_model
-from vlmcache.errors import AccessError, HubError, OfflineError, UnconfirmedError
+from vlmcache.errors import AccessError, HubError, OfflineError, require_consent
 from vlmcache.hub.client import Client
 from vlmcache.hub.quick import commit_of
 from vlmcache.progress import Progress
@@ -172,8 +172,7 @@ class Wanting:
                 self.findings += part.findings
             to_confirm = [part for part in others if part.order is not None]
             asks = options.agree if to_confirm and not options.dry_run else None
-            if asks is not None and not asks(to_confirm):
-                raise UnconfirmedError("not confirmed: nothing was fetched")
+            require_consent(asks, to_confirm, "was fetched")
             models = tuple(
                 wanted_of(part, options.selection, part.order.restriction)
                 for part in (*others, *planned)

@@ -11,6 +11,7 @@ import msgspec
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
+from vlmcache.change.known import forget_missing, users_of
 from vlmcache.change.plan import Failure, Plan, Receipt, stamp
 from vlmcache.change.remove import apply_removals
 from vlmcache.change.space import FreeSpace, free_bytes
@@ -20,17 +21,11 @@ from vlmcache.commands.move.move import check_filesystems, planned_report, plann
 from vlmcache.commands.move.plan import Destination, MoveChoice, plan_move
 from vlmcache.commands.move.survey import check_same, choose_repos, open_archive, read_destination
 from vlmcache.commands.move.values import DriveUse, MovedRepo, MoveReport, repo_row
-from vlmcache.commands.remove.clean import clean, kept_models, planned
-from vlmcache.commands.remove.facts import forget, pinned_models, users_of
-from vlmcache.commands.remove.values import (
-    Archive,
-    CleanOptions,
-    Confirm,
-    Removal,
-    ask,
-)
+from vlmcache.commands.remove.clean import clean, kept_models, planned_cleaning
+from vlmcache.commands.remove.facts import pinned_models
+from vlmcache.commands.remove.values import Archive, CleanOptions, Confirm, Removal
 from vlmcache.config import Session
-from vlmcache.errors import AwayError, ChangedError, UsageError, VlmcacheError
+from vlmcache.errors import AwayError, ChangedError, UsageError, VlmcacheError, require_consent
 from vlmcache.progress import Progress, continued_by
 from vlmcache.units import command
 
@@ -80,7 +75,7 @@ def clean_to(
     removal = job.planned(dry_run=dry_run)
     if dry_run:
         return removal
-    ask(removal, confirm)
+    require_consent(confirm if removal.plan.actions else None, removal, "was removed")
     return job.carry_out(removal, progress or Progress())
 
 
@@ -106,7 +101,7 @@ class _Job:
         waste_only = msgspec.structs.replace(options, older_than=None, max_size=None, free=None)
         session = self.session._replace(config=msgspec.structs.replace(config, limits=limits))
         assert options.to is not None
-        known, removal = planned(session, waste_only, dry_run=dry_run)
+        known, removal = planned_cleaning(session, waste_only, dry_run=dry_run)
         state = self.state = known.state
         free = free_bytes(state.dir)
         if (
@@ -153,7 +148,7 @@ class _Job:
             # The question may have been open for hours.
             usage = users_of(self.state)
             receipt = apply_removals(waste, self.state, in_use=usage.files)
-            forget(self.session.environment, self.state)
+            forget_missing(self.session.environment, self.state)
         archive = removal.archive
         if archive is None:
             return msgspec.structs.replace(removal, receipt=space.measured(receipt))

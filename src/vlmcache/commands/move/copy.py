@@ -24,9 +24,10 @@ from vlmcache.cache.tree import CacheTree, StaleError, is_root, stale
 from vlmcache.change import place as change_place
 from vlmcache.change.partials import copy_block
 from vlmcache.change.plan import Plan, RemoveTree
+from vlmcache.change.removal_tree import RemovalTree
 from vlmcache.change.remove import execute
 from vlmcache.change.shared_store import SharedStore
-from vlmcache.change.tree import RemovalTree, Tree, sync_folder
+from vlmcache.change.tree import Tree, sync_folder
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.errors import CacheError
 
@@ -284,7 +285,7 @@ class Copier:
     @contextlib.contextmanager
     def _published(self, shared_hash: str, references: list[str]) -> Iterator[None]:
         """Put a shared blob into the destination's store, and hold its lock."""
-        store = SharedStore(self.target.root, RemovalTree(self.target))
+        store = SharedStore(RemovalTree(self.target))
         store.prepare()
         place = store.path_of(shared_hash)
         self.target.make_folders(os.path.dirname(place))

@@ -52,9 +52,9 @@ from vlmcache.errors import (
     CacheError,
     ChangedError,
     InUseError,
-    UnconfirmedError,
     UnknownModelError,
     VlmcacheError,
+    require_consent,
 )
 from vlmcache.progress import Progress, continued_by
 from vlmcache.units import and_more, command, shell_words
@@ -310,8 +310,7 @@ def relink(
     value = planned_report(state.dir, place, plan)
     if dry_run:
         return value
-    if ours and confirm is not None and not confirm(value):
-        raise UnconfirmedError("not confirmed: nothing was changed")
+    require_consent(confirm if ours else None, value, "was changed")
     if ours and identity_of(place) != there.identity:
         raise ChangedError(f"another folder is in its place by now: {place}")
     space = FreeSpace(state.dir)

@@ -129,7 +129,7 @@ def what_helps(
     """Return the hint of a pull that there is no room for: only what its plan says would help."""
     if (moving := _moved_to_archive(session, planned, shortage)) is not None:
         return moving
-    from vlmcache.commands.remove.facts import Known
+    from vlmcache.change.known import Known
     from vlmcache.commands.status.recommend import what_makes_room
 
     proposal = msgspec.structs.replace(options, dry_run=True)

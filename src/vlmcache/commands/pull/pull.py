@@ -43,7 +43,7 @@ from vlmcache.commands.pull.values import (
     PullState,
 )
 from vlmcache.config import ModelConfig, Session, cached_repos, find_model, name_of, own_home
-from vlmcache.errors import CacheError, PartlyError, SpaceError, UnconfirmedError, VlmcacheError
+from vlmcache.errors import CacheError, PartlyError, SpaceError, VlmcacheError, require_consent
 from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client
 from vlmcache.hub.questions import ask_about
@@ -214,8 +214,7 @@ def _plan(
     others = prepare_needed(client, session.cache.dir, planned, take_back)
     to_confirm = [part for part in others if part.order is not None and part.order.plan.to_fetch]
     asks = options.agree if to_confirm and not options.dry_run else None
-    if asks is not None and not asks(to_confirm):
-        raise UnconfirmedError("not confirmed: nothing was fetched")
+    require_consent(asks, to_confirm, "was fetched")
     # A model is complete once its own files are here, if what it needs came first.
     return [*reversed(others), *planned]
 
@@ -292,7 +291,7 @@ def _carry_out(
         with Journal(own_home(session.environment)[0]) as memory:
             if order.restriction is None:
                 memory.record_restriction(kind, repo_id, None)
-            memory.record_use(session.cache.dir, kind, repo_id, order.commit, "pull")
+            memory.record_use(session.cache.dir, (kind, repo_id, order.commit), "pull")
     return row, outcomes, error
 
 

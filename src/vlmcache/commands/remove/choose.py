@@ -32,29 +32,32 @@ from vlmcache.errors import UnconfirmedError
 _YOUNG = "a download into it was written within the last hour"
 
 
-def name_of(repo: Repo) -> str:
+def _name_of(repo: Repo) -> str:
     """Return what to type for a repo."""
     return typed_name(repo.type, repo.id)
 
 
-def size_of(state: CacheState, repo: Repo) -> int:
+def _repo_size(state: CacheState, repo: Repo) -> int:
     """Return the bytes that a repo occupies, those of shared blobs included."""
     hashes = {blob.shared for blob in repo.blobs.values() if blob.shared is not None}
     shared = (state.shared[name] for name in hashes if name in state.shared)
-    there = sum(blob.allocated_there for blob in repo.blobs.values()) if repo.linked_to else 0
-    return repo.size_on_disk + there + sum(blob.allocated for blob in shared)
+    elsewhere = sum(blob.allocated_there for blob in repo.blobs.values()) if repo.linked_to else 0
+    return repo.size_on_disk + elsewhere + sum(blob.allocated for blob in shared)
+
+
+def _used_at(use: LastUse | None) -> float | None:
+    """Return when something was used; `None` if only its download is known."""
+    return use.at if use is not None and use.source != "written" else None
 
 
 def _last_use(used: Mapping[Key, LastUse], repo: Repo) -> float | None:
     """Return when one of the revisions was last used; `None` if only downloads are known."""
-    uses = [used.get((repo.folder, revision.commit)) for revision in repo.revisions]
-    return max(
-        (use.at for use in uses if use is not None and use.source != "written"), default=None
-    )
+    uses = (_used_at(used.get((repo.folder, revision.commit))) for revision in repo.revisions)
+    return max((at for at in uses if at is not None), default=None)
 
 
 class ModelFacts(NamedTuple):
-    """What is to be known of models before one is chosen."""
+    """What has to be known about models before one is chosen."""
 
     used: Mapping[Key, LastUse]
     needs: Mapping[Key, Collection[Key]]
@@ -82,7 +85,7 @@ def offered_models(
     """
     in_use = {os.path.basename(kept.path): kept for kept in facts.in_use}
     needed = needed_by(facts.needs, facts.needs)
-    repos = sorted(state.repos, key=lambda repo: (-size_of(state, repo), name_of(repo)))
+    repos = sorted(state.repos, key=lambda repo: (-_repo_size(state, repo), _name_of(repo)))
     things, targets = [], []
     for repo in repos:
         what, guard = _guard(repo, facts.pinned, needed, state.scanned_at)
@@ -92,16 +95,16 @@ def offered_models(
             barred = not facts.force
         things.append(
             Offered(
-                name_of(repo),
+                _name_of(repo),
                 what or ("moved" if repo.moved_to else repo.type),
-                size_of(state, repo),
+                _repo_size(state, repo),
                 _last_use(facts.used, repo),
                 guard,
                 barred,
             )
         )
         rest = tuple(left for left in state.leftovers if left.repo_folder == repo.folder)
-        targets.append(Target(name_of(repo), repo.folder, leftovers=rest))
+        targets.append(Target(_name_of(repo), repo.folder, leftovers=rest))
 
     def plan(numbers: Sequence[int]) -> Plan:
         return plan_targets(state, places, [targets[number] for number in numbers])
@@ -140,7 +143,7 @@ def numbers_of(offer: Offer, choose: Choose) -> Sequence[int]:
     return numbers
 
 
-class Part(msgspec.Struct, frozen=True):
+class _Part(msgspec.Struct, frozen=True):
     """Something that `clean` may remove if it is asked to, and how."""
 
     what: str
@@ -183,8 +186,11 @@ def offered_waste(
         )
         for site in sites
     ]
-    found = [(site, part) for site in sites for part in _Parts(site, unused_for).find()]
-    sized = [(_size(site.state, part), site, part) for site, part in found]
+    sized = [
+        (_part_size(site.state, part), site, part)
+        for site in sites
+        for part in _Parts(site, unused_for).find()
+    ]
     sized.sort(key=lambda item: (-item[0], item[2].name, item[2].what))
     things = [
         Offered(part.name, part.what, size, part.last_used, part.guard, part.barred)
@@ -205,11 +211,11 @@ def offered_waste(
     return Offer(sites[0].state.dir, things, plan, is_kept)
 
 
-def _size(state: CacheState, part: Part) -> int:
+def _part_size(state: CacheState, part: _Part) -> int:
     """Return the bytes that a part occupies: those that removing it alone frees, if it is small."""
     repo = part.repo
     if repo is not None and (part.complete or part.barred):
-        return size_of(state, repo) if part.complete else 0
+        return _repo_size(state, repo) if part.complete else 0
     if repo is not None:
         # What the rest of the cache holds counts for nothing here, and takes its time.
         state = msgspec.structs.replace(state, repos=(repo,), strays=(), locks={})
@@ -249,7 +255,7 @@ class _Parts:
         self.needed = needed_by(self.facts.needs, self.facts.needs)
         self.evictable = {key for key in evictable if stay.why(*key) is None}
 
-    def find(self) -> Iterator[Part]:
+    def find(self) -> Iterator[_Part]:
         """Yield the parts of each repo, then what belongs to none."""
         for repo in self.state.repos:
             if repo.linked_to is None:
@@ -257,7 +263,7 @@ class _Parts:
                 yield from self._of_partials(repo)
                 yield from self._of_files(repo)
                 if repo.folder in self.rest:
-                    yield Part("leftovers", name_of(repo), self.rest[repo.folder], repo)
+                    yield _Part("leftovers", _name_of(repo), self.rest[repo.folder], repo)
         rest = Removals(shared=self.waste.shared, leftovers=self.waste.leftovers)
         for folder in self.rest.keys() - {repo.folder for repo in self.state.repos}:
             rest.add(self.rest[folder])
@@ -265,12 +271,12 @@ class _Parts:
             if stray.path in self.waste.strays:
                 rest.strays[stray.path] = self.waste.strays[stray.path]
         if any(msgspec.structs.astuple(rest)):
-            yield Part("leftovers", "of no model", rest)
+            yield _Part("leftovers", "of no model", rest)
 
     def _rest_of(self, folder: str) -> Removals:
         return self.rest.setdefault(folder, Removals())
 
-    def _of_revisions(self, repo: Repo) -> Iterator[Part]:
+    def _of_revisions(self, repo: Repo) -> Iterator[_Part]:
         keys = [(repo.folder, revision.commit) for revision in repo.revisions]
         free = [key for key in keys if key in self.evictable]
         used = _last_use(self.facts.last_used, repo)
@@ -283,32 +289,33 @@ class _Parts:
             removals = Removals(revisions={key: self._reason(key) for key in free})
             guard = next(filter(None, (self.needed.why(*key) for key in keys)), "") or ""
             what = "needed" if guard else repo.type
-            yield Part(what, name_of(repo), removals, repo, used, guard, complete=True)
+            yield _Part(what, _name_of(repo), removals, repo, used, guard, complete=True)
         elif not free:
             what, why = self._why_stays(repo, keys[0][1])
-            yield Part(what, name_of(repo), Removals(), repo, used, why, barred=True, complete=True)
+            yield _Part(
+                what, _name_of(repo), Removals(), repo, used, why, barred=True, complete=True
+            )
 
-    def _of_revision(self, repo: Repo, commit: str, *, old: bool) -> Iterator[Part]:
+    def _of_revision(self, repo: Repo, commit: str, *, old: bool) -> Iterator[_Part]:
         key = repo.folder, commit
-        name = f"{name_of(repo)}@{commit[:12]}"
+        name = f"{_name_of(repo)}@{commit[:12]}"
         what = "old revision" if old else "revision"
-        use = self.facts.last_used.get(key)
-        used = use.at if use is not None and use.source != "written" else None
+        used = _used_at(self.facts.last_used.get(key))
         if key in self.waste.revisions:
             listed = {pair for pair in self.waste.listed if pair[0] == repo.folder}
             removals = Removals(revisions={key: self.waste.revisions[key]}, listed=listed)
-            yield Part(what, name, removals, repo, used)
+            yield _Part(what, name, removals, repo, used)
         elif key in self.evictable and (old or self._is_unused(key)):
             revision = repo.revision(commit)
             stays = self.kept.get(revision.path) if revision is not None else None
             guard = stays.reason if stays is not None and old else self.needed.why(*key) or ""
             removals = Removals(revisions={key: self._reason(key)})
-            yield Part(what, name, removals, repo, used, guard)
+            yield _Part(what, name, removals, repo, used, guard)
         elif old:
             what, why = self._why_stays(repo, commit)
-            yield Part(what, name, Removals(), repo, used, why, barred=True)
+            yield _Part(what, name, Removals(), repo, used, why, barred=True)
 
-    def _of_partials(self, repo: Repo) -> Iterator[Part]:
+    def _of_partials(self, repo: Repo) -> Iterator[_Part]:
         chosen = {
             (repo.folder, partial.name): "an unfinished download"
             for partial in repo.partials
@@ -316,14 +323,14 @@ class _Parts:
         }
         written = max((partial.mtime_ns / 1e9 for partial in repo.partials), default=None)
         if chosen:
-            yield Part("unfinished", name_of(repo), Removals(partials=chosen), repo, written)
-        kept = next((k for p in repo.partials if (k := self.kept.get(p.path))), None)
+            yield _Part("unfinished", _name_of(repo), Removals(partials=chosen), repo, written)
+        kept = next(filter(None, (self.kept.get(partial.path) for partial in repo.partials)), None)
         if kept is not None:
-            yield Part(
-                "downloading", name_of(repo), Removals(), repo, written, kept.reason, barred=True
+            yield _Part(
+                "downloading", _name_of(repo), Removals(), repo, written, kept.reason, barred=True
             )
 
-    def _of_files(self, repo: Repo) -> Iterator[Part]:
+    def _of_files(self, repo: Repo) -> Iterator[_Part]:
         for revision in repo.revisions:
             key = repo.folder, revision.commit
             files = {
@@ -332,11 +339,10 @@ class _Parts:
                 if (repo.folder, revision.commit, name) in self.waste.files
             }
             if files:
-                name = name_of(repo)
+                name = _name_of(repo)
                 name += f"@{revision.commit[:12]}" if len(repo.revisions) > 1 else ""
-                use = self.facts.last_used.get(key)
-                used = use.at if use is not None and use.source != "written" else None
-                yield Part("second format", name, Removals(files=files), repo, used)
+                used = _used_at(self.facts.last_used.get(key))
+                yield _Part("second format", name, Removals(files=files), repo, used)
 
     def _is_unused(self, key: Key) -> bool:
         return self.facts.now - self.facts.used_at(key) > self.unused_for

@@ -12,48 +12,24 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache.completeness import judge_revision
-from vlmcache.cache.entries import STALE_AFTER, allocated_bytes, entry_of
+from vlmcache.cache.entries import STALE_AFTER
 from vlmcache.cache.scan import scan
-from vlmcache.cache.side_caches import LIBRARIES, library_entries
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.trash import find_needs, read_trash
-from vlmcache.cache.usage import Usage, content_of, find_users, in_container
+from vlmcache.cache.usage import Usage, content_of, in_container
+from vlmcache.change.known import Known, forget_missing, users_of
 from vlmcache.change.names import Target, find_targets
 from vlmcache.change.needed import UNUSED_AFTER
-from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, Remove, RemoveTree, joined
+from vlmcache.change.plan import Outcome, Plan, Receipt, Remove, RemoveTree, freed_by, joined
 from vlmcache.change.removal_plan import plan_removal, whole_repos
-from vlmcache.change.removals import Key, Protected, expected_of
+from vlmcache.change.removals import Key, Protected
 from vlmcache.change.waste import Facts, busy_repos
-from vlmcache.commands.remove.facts import (
-    Known,
-    copies_of,
-    forget,
-    inodes_below,
-    needed_elsewhere,
-    pinned_models,
-    users_of,
-)
+from vlmcache.commands.remove.facts import copies_of, needed_elsewhere, pinned_models
 from vlmcache.commands.remove.offered import Choose
 from vlmcache.commands.remove.plan import in_steps, plan_cleaning
-from vlmcache.commands.remove.values import (
-    CleanOptions,
-    Confirm,
-    Removal,
-    SideCache,
-    UnknownUse,
-    ask,
-)
-from vlmcache.config import (
-    CacheLocation,
-    Config,
-    Environment,
-    Session,
-    hub_home,
-    options_in_force,
-    own_home,
-    side_caches,
-)
-from vlmcache.errors import ConfigError, UsageError
+from vlmcache.commands.remove.values import CleanOptions, Confirm, Removal, UnknownUse
+from vlmcache.config import CacheLocation, Config, Session, options_in_force
+from vlmcache.errors import ConfigError, UsageError, require_consent
 from vlmcache.units import counted
 
 
@@ -95,13 +71,15 @@ def clean(
         raise UsageError(
             "what the trash keeps frees nothing", "leave out --trash, or what is to be free"
         )
-    known, removal = planned(session, options, choose, dry_run=dry_run)
+    known, removal = planned_cleaning(session, options, choose, dry_run=dry_run)
     state, plan, usage = known.state, removal.plan, known.usage
-    if dry_run or not plan.actions:
-        nothing = FreeSpace(state.dir).measured(Receipt(()))
-        return removal if dry_run else msgspec.structs.replace(removal, receipt=nothing)
-    ask(removal, confirm)
+    if dry_run:
+        return removal
+    if not plan.actions:
+        return msgspec.structs.replace(removal, receipt=FreeSpace(state.dir).measured(Receipt(())))
+    require_consent(confirm, removal, "was removed")
     if confirm is not None:
+        # The question may have been open for hours.
         usage = users_of(state)
     keep = keep_of(removal, state, [place.state for place in known.places])
     if options.free is None:
@@ -109,7 +87,7 @@ def clean(
     else:
         receipt = _apply_in_steps(known, plan, options.free, usage)
     if keep is None:
-        forget(session.environment, state)
+        forget_missing(session.environment, state)
     if options.everything and keep is None:
         receipt = _with_emptied_trash(session, receipt)
     return msgspec.structs.replace(removal, receipt=receipt)
@@ -137,7 +115,7 @@ def with_archive(options: CleanOptions, config: Config, folder: str | None) -> C
     return msgspec.structs.replace(options, to=folder)
 
 
-def planned(
+def planned_cleaning(
     session: Session,
     options: CleanOptions,
     choose: Choose | None = None,
@@ -153,7 +131,8 @@ def planned(
         ConfigError: as of `clean`.
     """
     from vlmcache.change.trash_room import expire
-    from vlmcache.commands.remove.keeping import decide
+    from vlmcache.commands.remove.keeping import decide_keeping
+    from vlmcache.commands.remove.side_caches import measured_caches, with_side_caches
 
     environment, config, location = session
     if config.unread is not None:
@@ -172,10 +151,10 @@ def planned(
     else:
         plan, missed = _plan_chosen(known, config, options, usage, choose), 0
     plan.log("clean")
-    caches = tuple(_side_caches(environment)) if choose is None else ()
-    plan, used_caches = _with_side_caches(plan, caches, options, environment, state.dir)
+    caches = measured_caches(environment) if choose is None else ()
+    plan, used_caches = with_side_caches(plan, caches, options, environment, state.dir)
     places = {place.state.dir for place in known.places}
-    keeping = decide(session, plan, places, bool(options.trash), asked=False)
+    keeping = decide_keeping(session, plan, places, bool(options.trash), asked=False)
     return known, Removal(
         plan,
         in_use=tuple(kept for kept in plan.kept if kept.processes) + used_caches,
@@ -217,7 +196,7 @@ def _apply_in_steps(known: Known, plan: Plan, free: int, usage: Usage) -> Receip
     state = known.state
     space, reclaim = FreeSpace(state.dir), Reclaim(state.dir, free)
     steps = in_steps(plan, state.dir, known.used)
-    inside = state.dir.rstrip(os.sep) + os.sep
+    inside = os.path.join(state.dir, "")
     outcomes: list[Outcome] = []
     freed, stopped = 0, None
     for number, step in enumerate(steps, 1):
@@ -277,7 +256,7 @@ def plan_clean(
     """
     options = options or CleanOptions()
     state = known.state
-    plans = [_plan_clean_at(known, config, place, options, usage) for place in known.places]
+    plans = [_plan_clean_at(place, config, options, usage) for place in known.places]
     if not options.evicts and not options.everything:
         options = msgspec.structs.replace(options, max_size=config.limits.max_size)
     plan, missed = plan_cleaning(state, options, _facts(known, config, options, usage))
@@ -285,18 +264,28 @@ def plan_clean(
 
 
 def _facts(known: Known, config: Config, options: CleanOptions, usage: Usage | None) -> Facts:
-    """Return what plans are made from for what is in the cache itself."""
-    state = known.state
-    try:
-        free_now = shutil.disk_usage(state.dir).free
-    except OSError:
-        free_now = None
+    """Return what a plan is made from: of the cache, or of what `move` has brought to one place."""
+    state, cache = known.state, known.cache or known
+    kept = kept_models(config, cache.state, options.keep)
+    evict = options.evict
+    free_now: int | None = None
+    if known.cache is None:
+        with contextlib.suppress(OSError):
+            free_now = shutil.disk_usage(state.dir).free
+    else:
+        evict = ()
+        if usage is not None:
+            usage = Usage(usage.files | known.usage.files, usage.locks, usage.hidden)
+        # What is in use in the cache may need what was moved.
+        busy = busy_repos(cache.state, usage or Usage()).keys()
+        active = busy - {repo.folder for repo in state.repos}
+        kept = Protected(kept.revisions, dict.fromkeys(active, "in use") | kept.repos)
     return Facts(
-        state.scanned_at,
+        cache.state.scanned_at,
         free_now,
         known.used,
-        pinned=pinned_models(config, state, options.evict),
-        kept=kept_models(config, state, options.keep),
+        pinned=pinned_models(config, state, evict),
+        kept=kept,
         usage=usage or Usage(),
         needs=known.needs,
         evidence=known.evidence,
@@ -305,40 +294,18 @@ def _facts(known: Known, config: Config, options: CleanOptions, usage: Usage | N
     )
 
 
-def _facts_at(
-    known: Known, config: Config, at: Known, options: CleanOptions, usage: Usage | None
-) -> Facts:
-    """Return the same for the repos that `move` has brought to one place."""
-    state, place = known.state, at.state
-    if usage is not None:
-        usage = Usage(usage.files | at.usage.files, usage.locks, usage.hidden)
-    kept = kept_models(config, state, options.keep)
-    # What is in use in the cache may need what was moved.
-    active = set(busy_repos(state, usage or Usage())) - {repo.folder for repo in place.repos}
-    kept = Protected(kept.revisions, dict.fromkeys(active, "in use") | kept.repos)
-    return Facts(
-        state.scanned_at,
-        last_used=at.used,
-        pinned=pinned_models(config, place),
-        kept=kept,
-        usage=usage or Usage(),
-        needs=known.needs,
-        evidence=at.evidence,
-        duplicates=_duplicates(place) if options.duplicates else {},
-        trash=find_needs(read_trash(place.dir)),
-    )
-
-
 def _plan_clean_at(
-    known: Known, config: Config, at: Known, options: CleanOptions, usage: Usage | None
+    place: Known, config: Config, options: CleanOptions, usage: Usage | None
 ) -> Plan:
     """Return the plan of `clean` for the repos that `move` has brought to one place.
 
     Their bytes count for no goal, which is this disk's.
     """
-    facts = _facts_at(known, config, at, options, usage)
+    assert place.cache is not None
+    facts = _facts(place, config, options, usage)
     options = msgspec.structs.replace(options, max_size=None, free=None)
-    return _with_links(known.state, at.state, plan_cleaning(at.state, options, facts)[0])
+    plan, _ = plan_cleaning(place.state, options, facts)
+    return _with_links(place.cache.state, place.state, plan)
 
 
 def _with_links(state: CacheState, place: CacheState, plan: Plan) -> Plan:
@@ -348,9 +315,7 @@ def _with_links(state: CacheState, place: CacheState, plan: Plan) -> Plan:
         for action in plan.actions
         if not (isinstance(action, Remove | RemoveTree) and action.kind in ("lock", "locks"))
     )
-    plan = msgspec.structs.replace(
-        plan, actions=actions, frees=sum(getattr(action, "frees", 0) for action in actions)
-    )
+    plan = msgspec.structs.replace(plan, actions=actions, frees=freed_by(actions))
     links = [Target(folder, folder) for folder in sorted(whole_repos(plan))]
     return joined([plan, plan_removal(state, links, why=f"it is removed at {place.dir}")])
 
@@ -368,9 +333,9 @@ def _plan_chosen(
     state = known.state
     every = msgspec.structs.replace(options, duplicates=True)
     sites = [Site(state, _facts(known, config, every, usage), lambda plan: plan)]
-    for at in known.places:
-        facts = _facts_at(known, config, at, every, usage)
-        sites.append(Site(at.state, facts, functools.partial(_with_links, state, at.state)))
+    for place in known.places:
+        finish = functools.partial(_with_links, state, place.state)
+        sites.append(Site(place.state, _facts(place, config, every, usage), finish))
     unused = UNUSED_AFTER if options.older_than is None else options.older_than
     idle = max(options.older_than or 0, STALE_AFTER)
     offer = offered_waste(sites, unused, idle, lambda _plan: bool(options.trash))
@@ -433,85 +398,3 @@ def _duplicates(state: CacheState) -> dict[Key, dict[str, str]]:
             if extra and judge_revision(repo, without).state == "cached":
                 duplicates[repo.folder, revision.commit] = extra
     return duplicates
-
-
-def _size_below(path: str) -> int:
-    """Return the bytes on disk of an entry with all that is below it; links count as themselves."""
-    size = 0
-    for below in inodes_below(path).values():
-        with contextlib.suppress(OSError):
-            size += allocated_bytes(os.lstat(below))
-    return size
-
-
-def _side_caches(environment: Environment) -> list[SideCache]:
-    own = {name: library_entries(name, path)[0] for name, path in side_caches(environment).items()}
-    return [
-        SideCache(
-            name,
-            path,
-            os.path.isdir(path),
-            sum(_size_below(os.path.join(path, entry)) for entry in own[name]),
-        )
-        for name, path in side_caches(environment).items()
-    ]
-
-
-def _with_side_caches(
-    plan: Plan,
-    caches: Sequence[SideCache],
-    options: CleanOptions,
-    environment: Environment,
-    cache_dir: str,
-) -> tuple[Plan, tuple[Kept, ...]]:
-    """Add what the libraries wrote into the side caches asked for, unless a process uses it."""
-    actions: list[RemoveTree] = []
-    kept: list[Kept] = []
-    needed = (
-        ("the cache", cache_dir),
-        ("a cache of models", os.path.join(hub_home(environment), "hub")),
-        ("your home folder", os.path.expanduser("~")),
-        ("vlmcache's own folder", own_home(environment)[0]),
-    )
-    for cache in caches:
-        if not getattr(options, cache.name) or not cache.exists:
-            continue
-        if os.path.islink(cache.path):
-            kept.append(Kept(cache.path, None, "it is a link: links are never followed"))
-            continue
-        holds = [what for what, path in needed if _is_at_or_below(path, cache.path)]
-        if holds:
-            kept.append(Kept(cache.path, None, f"it holds {holds[0]}, and is not emptied"))
-            continue
-        own, others = library_entries(cache.name, cache.path)
-        if others:
-            shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
-            library = LIBRARIES[cache.name]
-            why = (
-                f"{library} did not write all of it: {shown}"
-                if own
-                else f"it does not look like a cache of {library}: nothing is removed"
-            )
-            kept.append(Kept(cache.path, None, why))
-        for path in (os.path.join(cache.path, name) for name in own):
-            users = find_users(inodes_below(path)).files
-            if users:
-                processes = {user.pid: user for group in users.values() for user in group}
-                kept.append(Kept(path, None, "in use", tuple(processes.values())))
-                continue
-            expected = expected_of(entry_of(os.lstat(path)), sized=False)
-            actions.append(
-                RemoveTree(path, "side-cache", None, f"--{cache.name}", _size_below(path), expected)
-            )
-    plan = msgspec.structs.replace(
-        plan,
-        actions=(*plan.actions, *actions),
-        frees=plan.frees + sum(action.frees for action in actions),
-        kept=(*plan.kept, *kept),
-    )
-    return plan, tuple(stays for stays in kept if stays.processes)
-
-
-def _is_at_or_below(path: str, folder: str) -> bool:
-    root = os.path.realpath(folder).rstrip(os.sep) + os.sep
-    return f"{os.path.realpath(path)}{os.sep}".startswith(root)

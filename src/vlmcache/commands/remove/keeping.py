@@ -9,14 +9,14 @@ from vlmcache.cache.state import CacheState
 from vlmcache.change.plan import Plan, Remove, RemoveTree
 from vlmcache.change.space import free_bytes
 from vlmcache.change.trash import KEPT_KINDS, Keep, can_keep
-from vlmcache.commands.remove.facts import gone_revisions
+from vlmcache.commands.remove.facts import removed_revisions
 from vlmcache.commands.remove.values import Keeping, Removal
 from vlmcache.config import Limits, Session
 from vlmcache.errors import CacheError
 from vlmcache.units import size_text
 
 
-def decide(
+def decide_keeping(
     session: Session, plan: Plan, places: Collection[str], wanted: bool | None, *, asked: bool
 ) -> Keeping:
     """Return whether what a plan removes is kept in the trash.
@@ -60,9 +60,9 @@ def keep_of(removal: Removal, state: CacheState, places: Collection[CacheState])
     """Return what the record in the trash says of a removal; `None` if nothing is kept."""
     if not removal.trash.kept:
         return None
-    revisions = gone_revisions(state, removal.plan)
+    revisions = removed_revisions(state, removal.plan)
     for place in places:
-        revisions |= gone_revisions(place, removal.plan)
+        revisions |= removed_revisions(place, removal.plan)
     names = dict.fromkeys(
         action.repo or action.path
         for action in removal.plan.actions

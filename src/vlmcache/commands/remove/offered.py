@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import msgspec
 
-from vlmcache.change.plan import Plan
+from vlmcache.change.plan import Plan, freed_by
 
 IsKept: TypeAlias = Callable[[Plan], bool]
 """Returns whether what a plan removes is kept in the trash at first."""
@@ -64,21 +64,16 @@ class Offer:
     def frees(self, numbers: Sequence[int]) -> tuple[int, int]:
         """Return the bytes that removing these frees, and those of them on the cache's own disk."""
         plan = self.plan(numbers)
-        inside = self.cache_dir.rstrip("/") + "/"
-        here = (
-            getattr(action, "frees", 0)
-            for action in plan.actions
-            if getattr(action, "path", "").startswith(inside)
-        )
-        return plan.frees, sum(here)
+        inside = os.path.join(self.cache_dir, "")
+        here = freed_by(action for action in plan.actions if action.path.startswith(inside))
+        return plan.frees, here
 
     @property
     def free(self) -> int | None:
         """Bytes free on the cache's disk now; `None` if it does not say."""
-        try:
-            return shutil.disk_usage(self.cache_dir).free
-        except OSError:
-            return None
+        from vlmcache.change.space import free_bytes  # only what is shown is measured
+
+        return free_bytes(self.cache_dir)
 
 
 Choose: TypeAlias = Callable[[Offer], Sequence[int]]

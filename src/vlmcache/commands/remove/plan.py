@@ -101,7 +101,7 @@ def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tup
 
 def _is_empty(state: CacheState, plan: Plan) -> bool:
     """Return whether a plan leaves no repo, shared blob or file of others in a cache."""
-    gone = {getattr(action, "path", "") for action in plan.actions}
+    gone = {action.path for action in plan.actions}
     return gone.issuperset(
         (
             *(repo.path for repo in state.repos),
@@ -123,11 +123,22 @@ def plan_targets(
     """
     moved = {repo.folder: repo.moved_to for repo in state.repos}
     plans = [
-        plan_moved(state, place, [one for one in targets if moved.get(one.folder or "") == path])
-        for path, place in places.items()
+        plan_moved(state, place, targets_at(targets, moved, path)) for path, place in places.items()
     ]
-    here = [target for target in targets if moved.get(target.folder or "") is None]
-    return joined([*plans, plan_removal(state, here)])
+    return joined([*plans, plan_removal(state, targets_at(targets, moved, None))])
+
+
+def targets_at(
+    targets: Sequence[Target], moved: Mapping[str, str | None], place: str | None
+) -> list[Target]:
+    """Return the targets that are at one place.
+
+    Args:
+        targets: what was named.
+        moved: repo folder -> the place to which the repo was moved, if it was.
+        place: a place, or `None` for the cache itself.
+    """
+    return [target for target in targets if moved.get(target.folder or "") == place]
 
 
 def with_foreign_files(state: CacheState) -> Protected:
@@ -151,12 +162,12 @@ def with_links_outside(state: CacheState) -> Protected:
     for repo in state.repos:
         for revision in repo.revisions:
             contents = _contents(repo, revision)
-            held = sum(
+            stays = sum(
                 entry.allocated
                 for entry in contents
                 if entry.links > names[entry.device, entry.inode]
             )
-            if 2 * held > sum(entry.allocated for entry in contents):
+            if 2 * stays > sum(entry.allocated for entry in contents):
                 kept[repo.folder, revision.commit] = LINKED_OUTSIDE
     return Protected(kept)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Collection, Mapping, Sequence
 
@@ -10,30 +9,32 @@ import msgspec
 
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
-from vlmcache.cache.usage import Usage, find_users, in_container, who_uses
-from vlmcache.change.names import Target, find_targets
+from vlmcache.cache.usage import Usage, distinct, find_users, in_container, who_uses
+from vlmcache.change.known import (
+    Known,
+    forget_missing,
+    moved_repos,
+    scan_places,
+    users_of,
+)
+from vlmcache.change.names import NamingOptions, Target, find_targets
 from vlmcache.change.plan import Kept, Plan
 from vlmcache.change.remove import apply_removals
 from vlmcache.change.trash_room import expire
 from vlmcache.change.waste import kept_in_use
 from vlmcache.commands.remove.choose import ModelFacts, numbers_of, offered_models
 from vlmcache.commands.remove.facts import (
-    Known,
     copies_of,
-    forget,
     inodes_below,
-    moved_repos,
     needed_elsewhere,
     pinned_models,
-    scan_places,
-    users_of,
 )
-from vlmcache.commands.remove.keeping import decide, keep_of
+from vlmcache.commands.remove.keeping import decide_keeping, keep_of
 from vlmcache.commands.remove.offered import Choose, IsKept
-from vlmcache.commands.remove.plan import plan_targets
-from vlmcache.commands.remove.values import Confirm, Removal, RemoveOptions, ask
+from vlmcache.commands.remove.plan import plan_targets, targets_at
+from vlmcache.commands.remove.values import Confirm, Removal, RemoveOptions
 from vlmcache.config import Session, parse_page
-from vlmcache.errors import UsageError
+from vlmcache.errors import UsageError, require_consent
 from vlmcache.units import command
 
 
@@ -80,15 +81,8 @@ def remove(
         expire(session)
     state = scan(session.cache.dir)
     if choose is None:
-        targets = find_targets(
-            state,
-            session.config,
-            names,
-            revision=options.revision,
-            folder=environment.folder,
-            include=options.include,
-            variants=True,
-        )
+        naming = NamingOptions(options.revision, environment.folder, options.include, variants=True)
+        targets = find_targets(state, session.config, names, naming)
         moved = moved_repos(state)
         places = scan_places(
             state, {moved[target.folder] for target in targets if target.folder in moved}
@@ -96,19 +90,21 @@ def remove(
     else:
 
         def is_kept(plan: Plan) -> bool:
-            paths = [getattr(action, "path", "") for action in plan.actions]
+            paths = [action.path for action in plan.actions]
             reached = {
                 place
                 for place in moved_repos(state).values()
-                if any(path.startswith(place.rstrip(os.sep) + os.sep) for path in paths)
+                if any(path.startswith(os.path.join(place, "")) for path in paths)
             }
-            return decide(session, plan, reached, options.trash, asked=confirm is not None).kept
+            return decide_keeping(
+                session, plan, reached, options.trash, asked=confirm is not None
+            ).kept
 
         targets, places = _chosen(session, state, choose, is_kept, force=force)
     plan = plan_targets(state, places, targets)
     plan.log("remove")
     usage, in_use = _find_use(state, places.values(), targets)
-    keeping = decide(session, plan, places, options.trash, asked=confirm is not None)
+    keeping = decide_keeping(session, plan, places, options.trash, asked=confirm is not None)
     removal = Removal(
         plan,
         in_use=in_use,
@@ -121,7 +117,7 @@ def remove(
     )
     if dry_run or (in_use and not force):
         return removal.with_problem(None) if force else removal
-    ask(removal, confirm)
+    require_consent(confirm if removal.plan.actions else None, removal, "was removed")
     if confirm is not None and not force:
         # The question may have been open for hours.
         usage, in_use = _find_use(state, places.values(), targets)
@@ -130,7 +126,7 @@ def remove(
     keep = keep_of(removal, state, places.values())
     receipt = apply_removals(removal.plan, state, in_use=usage.files, force=force, keep=keep)
     if keep is None:
-        forget(environment, state)
+        forget_missing(environment, state)
     return msgspec.structs.replace(removal, receipt=receipt)
 
 
@@ -180,10 +176,6 @@ def _only(repo: Repo, files: Mapping[str, Collection[str]] | None) -> Repo:
     )
 
 
-def _of_place(targets: Sequence[Target], moved: Mapping[str, str], path: str) -> list[Target]:
-    return [target for target in targets if moved.get(target.folder or "") == path]
-
-
 def _find_use(
     state: CacheState, places: Collection[CacheState], targets: Sequence[Target]
 ) -> tuple[Usage, tuple[Kept, ...]]:
@@ -194,11 +186,11 @@ def _find_use(
     in_use = _targets_in_use(state, targets, usage)
     files = usage.files
     for place in places:
-        of_place = who_uses(place, folders)
-        files = files | of_place.files
+        at_place = who_uses(place, folders)
+        files = files | at_place.files
         # The locks of what is used through a link are here.
-        of_place = Usage(of_place.files, of_place.locks | usage.locks, of_place.hidden)
-        in_use += _targets_in_use(place, _of_place(targets, moved, place.dir), of_place)
+        at_place = Usage(at_place.files, at_place.locks | usage.locks, at_place.hidden)
+        in_use += _targets_in_use(place, targets_at(targets, moved, place.dir), at_place)
     return Usage(files, usage.locks, usage.hidden), tuple(in_use)
 
 
@@ -206,10 +198,9 @@ def _targets_in_use(state: CacheState, targets: Sequence[Target], usage: Usage) 
     in_use: list[Kept] = []
     for target in targets:
         if target.stray is not None:
-            users = find_users(inodes_below(target.stray.path)).files
+            users = distinct(find_users(inodes_below(target.stray.path)).files.values())
             if users:
-                everyone = tuple(itertools.chain(*users.values()))
-                in_use.append(Kept(target.stray.path, None, "in use", everyone))
+                in_use.append(Kept(target.stray.path, None, "in use", users))
         repo = state.repo_in(target.folder)
         if repo is not None and repo.linked_to is None:
             busy = usage.of_repo(state, _only(repo, target.files))

@@ -29,14 +29,15 @@ from vlmcache.errors import (
     ExitCode,
     InUseError,
     PartlyError,
-    UnconfirmedError,
     VlmcacheError,
 )
 from vlmcache.home.copies import KeptCopy
 from vlmcache.report import Report
 from vlmcache.units import and_more, counted, size_text
 
-_ALONG = frozenset({"ref", "tree", "no-exist", "blob", "lock", "locks", "folder"})
+ALONG = frozenset(
+    {"ref", "record", "folder", "blob", "tree", "no-exist", "shared", "lock", "locks"}
+)
 """Kinds of what is removed along with a repo or revision."""
 
 
@@ -208,10 +209,10 @@ class Removal(Report, frozen=True):
             if isinstance(action, Remove | RemoveTree)
             and (self.receipt is None or action.path in gone)
         ]
-        named = {action.repo for action in actions if action.kind not in _ALONG}
+        named = {action.repo for action in actions if action.kind not in ALONG}
         names: dict[str, None] = {}
         for action in actions:
-            if action.kind in _ALONG and action.repo in named:
+            if action.kind in ALONG and action.repo in named:
                 continue
             commit = action.commit if action.kind == "snapshot" else None
             repo = action.repo or action.path
@@ -248,7 +249,7 @@ class Removal(Report, frozen=True):
             return self._shortfall()
         return InUseError(
             f"nothing was removed: {in_use_words(blocked)}",
-            "end that first; --force removes it nevertheless",
+            "stop that first; --force removes it anyway",
         )
 
     def _shortfall(self) -> PartlyError | None:
@@ -259,9 +260,10 @@ class Removal(Report, frozen=True):
         why = "nothing else can be removed"
         if stays:
             shown = [f"{name} ({reason})" for name, reason in list(stays.items())[:3]]
-            more = f" and {len(stays) - 3} more" if len(stays) > 3 else ""
-            why = f"{', '.join(shown)}{more} stay{'s' if len(stays) == 1 else ''}"
-        hint = "name a model of these to let it be evicted"
+            why = (
+                f"{', '.join(shown)}{and_more(len(stays) - 3)} stay{'s' if len(stays) == 1 else ''}"
+            )
+        hint = "name one of these models to let it be evicted"
         if self.archive is not None:
             configured = True
             hint = f"make room at {self.archive.destination}, or name another folder with --to"
@@ -274,16 +276,6 @@ class Removal(Report, frozen=True):
 Confirm: TypeAlias = Callable[[Removal], bool]
 
 
-def ask(removal: Removal, confirm: Confirm | None) -> None:
-    """Let the plan be confirmed.
-
-    Raises:
-        UnconfirmedError: it was not.
-    """
-    if removal.plan.actions and confirm is not None and not confirm(removal):
-        raise UnconfirmedError("not confirmed: nothing was removed")
-
-
 def _receipt_problem(receipt: Receipt, cache_dir: str) -> VlmcacheError | None:
     locks = f"{os.sep}{layout.LOCKS}{os.sep}"
     by_result: dict[str, list[str]] = {}
@@ -294,7 +286,7 @@ def _receipt_problem(receipt: Receipt, cache_dir: str) -> VlmcacheError | None:
     done = "done" in by_result or "absent" in by_result or receipt.freed > 0
     failed = by_result.get("failed")
     if failed:
-        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        more = and_more(len(failed) - 1)
         words = f"{len(failed)} of {len(receipt.outcomes)} could not be removed: {failed[0]}{more}"
         hint = "'vlmcache doctor' may show why"
         # The path that was refused, which can be in the leftovers by now.
@@ -303,9 +295,11 @@ def _receipt_problem(receipt: Receipt, cache_dir: str) -> VlmcacheError | None:
             words, hint = f"{words}: {denied.words}", denied.remedy
         return PartlyError(words, hint) if done else RemovalError(words, hint)
     if "busy" in by_result:
-        words = f"{len(by_result['busy'])} came into use meanwhile and stay: {by_result['busy'][0]}"
+        busy = by_result["busy"]
+        words = f"left alone, since it came into use: {busy[0]}{and_more(len(busy) - 1)}"
         later = "'vlmcache clean' removes the rest, once that has ended"
-        return PartlyError(words, later) if done else InUseError(words)
+        again = "run it again once that has ended"
+        return PartlyError(words, later) if done else InUseError(words, again)
     if "stale" in by_result:
         stale = len(by_result["stale"])
         return ChangedError(

@@ -29,7 +29,7 @@ from vlmcache.change.plan import (
 )
 from vlmcache.change.space import free_words
 from vlmcache.commands.remove.offered import Offer, Offered
-from vlmcache.commands.remove.values import Archive, Removal
+from vlmcache.commands.remove.values import ALONG, Archive, Removal
 from vlmcache.show.choices import Choice, Choices
 from vlmcache.show.console import console
 from vlmcache.show.prose import whole
@@ -214,17 +214,13 @@ def _show_rows(out: Console, rows: list[_Row]) -> None:
         out.print(labelled(f"{size:>8}", f"{whole(name)}: {what} ({why})", label_style=""))
 
 
-_ALONG = ("ref", "record", "folder", "blob", "tree", "no-exist", "shared", "lock", "locks")
-"""Kinds of what is removed along with something else."""
-
-
 def item_count(actions: Iterable[Action]) -> str:
     """Return how many things some actions remove: a model is one, with all that belongs to it."""
     types = {kind: (kind, f"{kind}s") for kind in KINDS.values()}
     counts = dict.fromkeys([*types.values(), *_WORDS.values()], 0)
     along: list[_Row] = []
     for row in _rows(actions, apart=False):
-        kinds = [kind for kind in row.kinds if kind not in _ALONG]
+        kinds = [kind for kind in row.kinds if kind not in ALONG]
         if "repo" in kinds:
             counts[types[split_name(row.name)[0]]] += 1
         elif not kinds:
@@ -341,7 +337,7 @@ def _show_unknown_use(out: Console, removal: Removal) -> None:
 
 
 def _show_side_caches(out: Console, removal: Removal) -> None:
-    planned = {os.path.dirname(getattr(action, "path", "")) for action in removal.plan.actions}
+    planned = {os.path.dirname(action.path) for action in removal.plan.actions}
     refused = {kept.path for kept in removal.plan.kept}
     for cache in removal.side_caches:
         if cache.exists and cache.path not in planned | refused:
@@ -355,7 +351,7 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
     archive = removal.archive
     if receipt.outcomes or (archive is not None and archive.repos):
         paths = {outcome.path for outcome in receipt.outcomes if outcome.result == "done"}
-        done = [a for a in removal.removals if getattr(a, "path", None) in paths]
+        done = [action for action in removal.removals if action.path in paths]
         if archive is None:
             out.print(f"Removed {item_count(done)}, {_freed_words(receipt)}.")
         else:
@@ -370,7 +366,7 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
     if receipt.outcomes and removal.contained and not verbose:
         out.print(labelled("Note", UNSEEN_OUTSIDE))
     if receipt.outcomes and removal.in_use and not removal.plan.kept:
-        text = f"{in_use_words(removal.in_use)}; removed nevertheless"
+        text = f"{in_use_words(removal.in_use)}; removed anyway"
         out.print(labelled("Forced", printable(text), "yellow"))
     usual = ("done",) if verbose else ("done", "absent")
     shown = [outcome for outcome in receipt.outcomes if outcome.result not in usual]

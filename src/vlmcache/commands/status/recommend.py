@@ -13,10 +13,10 @@ from vlmcache.cache.completeness import judge
 from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.state import Away, CacheState
 from vlmcache.cache.trash import Trashed, read_trash
+from vlmcache.change.known import Known
 from vlmcache.change.names import names_in
 from vlmcache.change.plan import joined
 from vlmcache.commands.pull.room import Shortage
-from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.choose import choose
 from vlmcache.commands.status.steps import (
     Advice,

@@ -40,9 +40,9 @@ from vlmcache.cache.state import CacheState, Finding, Repo, Revision, State
 from vlmcache.cache.trash import with_trash
 from vlmcache.cache.usage import LastUse
 from vlmcache.cache.weights import Precision
+from vlmcache.change.known import Known
 from vlmcache.change.names import names_in
 from vlmcache.change.removals import Key
-from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.filters import parse_filter, select
 from vlmcache.commands.status.recommend import recommend
 from vlmcache.commands.status.steps import Advice, Planner

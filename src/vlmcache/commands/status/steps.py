@@ -21,6 +21,7 @@ from vlmcache.cache.locks import lock_held
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.state import CacheState, Finding, Repo
 from vlmcache.cache.usage import Usage
+from vlmcache.change.known import Known
 from vlmcache.change.names import Target
 from vlmcache.change.needed import foreign_files
 from vlmcache.change.plan import Fetch, Plan, ReleaseShared, Remove, RemoveTree
@@ -28,7 +29,7 @@ from vlmcache.change.removal_plan import plan_removal
 from vlmcache.change.removals import needed_by
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk
 from vlmcache.commands.remove.clean import plan_clean
-from vlmcache.commands.remove.facts import Known, pinned_models
+from vlmcache.commands.remove.facts import pinned_models
 from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.values import Recommendation
 from vlmcache.config import Session, options_in_force

@@ -11,10 +11,10 @@ import msgspec
 
 from vlmcache.cache.trash import DAY, Trashed, weigh
 from vlmcache.change.plan import Receipt
+from vlmcache.change.removal_tree import RemovalTree
 from vlmcache.change.space import FreeSpace
 from vlmcache.change.trash import removals_in
 from vlmcache.change.trash_room import empty_trash, parts_of
-from vlmcache.change.tree import RemovalTree
 from vlmcache.commands.trash.values import TrashedRemoval, TrashReport
 from vlmcache.config import Session
 

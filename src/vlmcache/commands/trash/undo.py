@@ -13,15 +13,14 @@ from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.moved import destination_of
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import CacheState, Finding
+from vlmcache.cache.state import CacheState, Finding, RevisionKey
 from vlmcache.cache.trash import Trashed, blob_paths, weigh
-from vlmcache.cache.tree import CacheTree
 from vlmcache.change.plan import Outcome, Receipt
+from vlmcache.change.removal_tree import RemovalTree
 from vlmcache.change.space import FreeSpace
 from vlmcache.change.trash import removals_in
 from vlmcache.change.trash_room import expire, parts_of, take_back_missing
-from vlmcache.change.trash_undo import Undoing, take_back
-from vlmcache.change.tree import RemovalTree
+from vlmcache.change.trash_undo import Undoing, take_back_blob
 from vlmcache.commands.trash.values import (
     NameTakenError,
     NothingToUndoError,
@@ -118,11 +117,16 @@ def _find(session: Session, removal: str | None) -> Trashed:
     Raises:
         NothingToUndoError: there is none.
     """
-    trash = [one for one in removals_in(session.cache.dir) if not _is_part(one)]
+    trash = [
+        trashed
+        for trashed in removals_in(session.cache.dir)
+        if trashed.record is None or trashed.record.part_of is None
+    ]
     if removal is not None:
-        found = [one for one in trash if one.id.startswith(removal.lower())] if removal else []
+        wanted = removal.lower()
+        found = [trashed for trashed in trash if wanted and trashed.id.startswith(wanted)]
         if len(found) != 1:
-            known = ", ".join(one.id for one in reversed(trash[-8:]))
+            known = ", ".join(trashed.id for trashed in reversed(trash[-8:]))
             raise NothingToUndoError(
                 f"the trash has {'no' if not found else 'more than one'} removal {removal}",
                 f"it has {known}" if known else "'vlmcache trash' lists what is in it",
@@ -146,16 +150,12 @@ def _find(session: Session, removal: str | None) -> Trashed:
     return last
 
 
-def _is_part(trashed: Trashed) -> bool:
-    return trashed.record is not None and trashed.record.part_of is not None
-
-
 def _done_since(session: Session, trash: Sequence[Trashed]) -> NothingToUndoError | None:
     """Return what else the last command was that `undo` cannot reverse, and what does."""
     last = trash[-1].removed_at if trash else 0.0
     state = scan(session.cache.dir)
     destinations = {repo.moved_to for repo in state.repos if repo.moved_to is not None}
-    archive = getattr(session.config, "archive", None)
+    archive = session.config.archive
     destinations |= {archive} if archive else set()
     for destination in sorted(destinations):
         staged = layout.staged_path(destination)
@@ -193,7 +193,7 @@ def _last_moved(state: CacheState, since: float, place: str | None) -> tuple[str
     return (repo, destination) if at > since else None
 
 
-def _incomplete(tree: RemovalTree, revisions: Sequence[tuple[str, str, str]]) -> Iterator[Finding]:
+def _incomplete(tree: RemovalTree, revisions: Sequence[RevisionKey]) -> Iterator[Finding]:
     """Yield which restored revisions have lost files since; what other removals keep comes back."""
     folders = {layout.repo_folder(kind, repo) for kind, repo, _ in revisions}
     for _ in range(2):
@@ -232,10 +232,10 @@ def _blob_of(tree: RemovalTree, path: str) -> str:
 def _take_back(tree: RemovalTree, lost: set[tuple[str, str]]) -> bool:
     """Take blobs back that other removals keep, and return whether there were any."""
     taken = False
-    for trashed in removals_in(CacheTree(tree)):
+    for trashed in removals_in(tree):
         for folder in {folder for folder, _ in lost}:
             for name, source in blob_paths(trashed, folder).items():
                 if (folder, name) in lost:
                     path = layout.blob_path(os.path.join(tree.root, folder), name)
-                    taken = take_back(tree, trashed, source, path) or taken
+                    taken = take_back_blob(tree, trashed, source, path) or taken
     return taken

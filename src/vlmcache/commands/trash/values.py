@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Receipt
+from vlmcache.change.trash_undo import Step
 from vlmcache.errors import PartlyError, VlmcacheError
 from vlmcache.report import Report
 from vlmcache.units import counted
@@ -33,7 +34,7 @@ class RestoredItem(msgspec.Struct, frozen=True):
     """Its place in the cache."""
     kind: str
     repo: str | None
-    step: Literal["restore", "merge", "there", "missing"]
+    step: Step
     """restore: it is renamed to its place. merge: its place is taken by the same, or by a part of
     it. there: it is in the cache already. missing: it is neither there nor in the trash."""
 

@@ -10,6 +10,7 @@ from vlmcache import units
 from vlmcache.cache.lending import with_bases
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
+from vlmcache.change.known import Known
 from vlmcache.change.plan import (
     Fetch,
     Link,
@@ -28,7 +29,6 @@ from vlmcache.commands.pull.plan import (
 )
 from vlmcache.commands.pull.room import find_shortage
 from vlmcache.commands.pull.values import WORKERS
-from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.recommend import what_makes_room
 from vlmcache.commands.verify.repair_repo import RepoRepair
 from vlmcache.commands.verify.values import RepairError, RepairReport, Verification, VerifyOptions
