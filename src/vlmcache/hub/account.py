@@ -19,7 +19,7 @@ from vlmcache.hub import settings
 
 
 class Library(NamedTuple):
-    """huggingface_hub's session, and the library that it belongs to: httpx2, formerly httpx."""
+    """huggingface_hub's session, and the HTTP library that it belongs to: httpx or httpx2."""
 
     session: Any
     http: Any
@@ -97,6 +97,7 @@ class Account:
             os.environ[variable] = self.environment.variables[variable]
         headers = clients.headers(self.token)
         library = Library(*clients.session(), headers, *clients.timeouts())
+        # Also a token that huggingface_hub finds is kept out of messages.
         log.hide(library.secret)
         return library
 
@@ -107,7 +108,7 @@ class Account:
 
     @property
     def how_to_log_in(self) -> str:
-        """What to do to be let in."""
+        """What to do to get access."""
         if self.named_by_folder:
             return "give --token: a .env named this hub, so that yours is not sent to it"
         return "log in: 'hf auth login', HF_TOKEN or --token"
@@ -119,11 +120,6 @@ class Account:
         if parts is None:
             return log.address_without_login(self.endpoint)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-    def scrub(self, text: str) -> str:
-        """Return the text without the token and without signed or secret parts of addresses."""
-        # What huggingface_hub finds as a token is hidden when its session is built.
-        return log.scrub(text)
 
     def within(self, address: str) -> str:
         """Return the address of a next page, at the hub's own origin whatever it says.

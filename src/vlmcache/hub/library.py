@@ -18,7 +18,7 @@ from vlmcache.environment import is_on
 
 
 def session() -> tuple[Any, Any]:
-    """Return the client's session, and the HTTP library that it is of: httpx2, formerly httpx."""
+    """Return the client's session, and the HTTP library that it belongs to: httpx or httpx2."""
     from huggingface_hub import get_session
 
     shared = get_session()
@@ -91,7 +91,7 @@ class XetBar:
 
     Args:
         moved: called with the bytes that are written, and those that came over the network, each
-            time that there are more; the latter stay 0 with clients that do not tell them.
+            time that there are more; the latter stay 0 with clients that do not report them.
     """
 
     def __init__(self, moved: Callable[[int, int], None]) -> None:
@@ -102,13 +102,13 @@ class XetBar:
         self.format_dict: dict[str, Any] = {}
 
     def update(self, count: float | None = 1) -> None:
-        """`count` more bytes are written."""
+        """Take note that `count` more bytes are written."""
         if count:
             self.n += int(count)
             self._moved(self.n, self.transferred)
 
     def update_transfer(self, count: float) -> None:
-        """`count` more bytes came over the network."""
+        """Take note that `count` more bytes came over the network."""
         self.transferred += int(count)
         self._moved(self.n, self.transferred)
 
@@ -141,16 +141,16 @@ def xet_get(
     )
 
 
-def link_shared(cache: str, blob: str, xet_hash: str, size: int) -> bool:
-    """Take a blob from the cache's store of shared blobs, if it has the content.
+def link_from_shared_store(cache: str, blob: str, xet_hash: str, size: int) -> bool:
+    """Link a blob to the cache's store of shared blobs, if that has the content.
 
     Returns:
-        Whether it is there now.
+        Whether the blob is in its place now.
     """
     return _in_store("try_link_from_shared_store", cache, blob, xet_hash, size)
 
 
-def share(cache: str, blob: str, xet_hash: str, size: int) -> None:
+def publish_to_shared_store(cache: str, blob: str, xet_hash: str, size: int) -> None:
     """Put a blob that came through Xet into the store of shared blobs, as the client does.
 
     Raises:

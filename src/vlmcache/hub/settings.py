@@ -1,4 +1,4 @@
-"""What the environment says of the connection to a hub, and what of it cannot be used.
+"""What the environment says about the connection to a hub, and which settings cannot be used.
 
 huggingface_hub and its HTTP library read these variables when they are imported and when their
 session is built, and fail there in words of their own. Here such a failure becomes a sentence that
@@ -142,16 +142,17 @@ def _proxies(environment: Environment) -> dict[str, Proxy]:
     variables = environment.variables
     if "*" in _excepted(environment).split(","):
         return {}
-    found: dict[str, Proxy] = {}
+    proxies: dict[str, Proxy] = {}
     for scheme in ("http", "https", "all"):
         name = f"{scheme}_proxy"
         name = name if name in variables else name.upper()
         if variables.get(name):
-            found[scheme] = Proxy(name, variables[name])
-    return found
+            proxies[scheme] = Proxy(name, variables[name])
+    return proxies
 
 
 def _excepted(environment: Environment) -> str:
+    """Return the hosts that no proxy is used for, separated by commas."""
     variables = environment.variables
     return variables.get("no_proxy", variables.get("NO_PROXY", "")).replace(" ", "")
 
@@ -170,7 +171,7 @@ def proxy_in_use(environment: Environment) -> Proxy | None:
 
 
 def _bad_proxies(environment: Environment) -> Iterator[SettingError]:
-    """Yield which proxies the HTTP library refuses, used or not, and why the used one is of no use.
+    """Yield which proxies the HTTP library refuses, used or not, and why the used one is useless.
 
     The library takes a value without a scheme for an HTTP proxy.
     """
@@ -253,7 +254,7 @@ def odd_folder(environment: Environment) -> Iterator[SettingError]:
 
         if not any(Path(folder).glob("????????.[0-9]")):
             yield SettingError(
-                f"SSL_CERT_DIR names no folder with certificates that OpenSSL can find: '{folder}'",
+                f"SSL_CERT_DIR names a folder without certificates for OpenSSL: '{folder}'",
                 "run 'openssl rehash' on it, or name a file with SSL_CERT_FILE",
             )
 

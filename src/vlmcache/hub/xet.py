@@ -1,7 +1,7 @@
 """Transfers through Xet, the Hub's storage of chunks: in a process of their own.
 
-hf_xet waits and retries for minutes without a word, panics, prints, and has threads that nobody can
-stop. A process can be ended at any time, and from then on nothing more is written.
+hf_xet waits and retries for minutes in silence, panics, prints, and has threads that cannot be
+stopped. A process can be ended at any time, and from then on nothing more is written.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from vlmcache.units import size_text
 _COMMAND = "import sys; sys.path[:] = sys.argv[1:]; from vlmcache.hub.xet_child import main; main()"
 _TICK = 0.1
 _START = 60.0
-"""Seconds that the process gets to import the libraries: from a network's disk, it takes long."""
+"""Seconds that the process gets to import the libraries, which can be on a network drive."""
 _LATE = 6
-"""How many times as long clients are waited for that report bytes only once 64 MB are written."""
+"""How many times longer to wait for clients that report bytes only once 64 MB are written."""
 _EXIT = 5.0
-"""Seconds that it is waited for once it was ended."""
+"""Seconds to wait for the process after it was killed."""
 
 
 class XetError(Exception):
@@ -48,7 +48,7 @@ class Xet:
         self._over = False
 
     def available(self) -> bool:
-        """Return whether it can be tried: it is installed, switched on, and has not failed yet."""
+        """Return whether Xet can be tried: it is installed, switched on, and has not failed yet."""
         program = os.path.basename(sys.executable or "")
         embedded = getattr(sys, "frozen", False) or not program.startswith("python")
         return not self._over and not embedded and library.has_xet()
@@ -58,7 +58,7 @@ class Xet:
 
         Args:
             request: what `library.xet_get` needs to know.
-            moved: called with the number of bytes that are there.
+            moved: called with the number of bytes that are written.
             timeout: seconds without a byte of any file, after which Xet is given up.
 
         Returns:
@@ -92,8 +92,8 @@ class Xet:
                 raise XetError(answer["problem"])
             else:
                 # It can only be 0 if there were chunks to reuse.
-                told = transferred or (process.chunks and process.early)
-                return transferred if told else int(request["size"])
+                is_reported = transferred or (process.chunks and process.early)
+                return transferred if is_reported else int(request["size"])
 
     def _started(self, chunks: int) -> None:
         if chunks:
@@ -102,8 +102,8 @@ class Xet:
     def failed(self, problem: str) -> None:
         """Use Xet no more in this run, and say so once."""
         with self._lock:
-            told, self._over = self._over, True
-        if not told:
+            was_over, self._over = self._over, True
+        if not was_over:
             self._note(
                 f"Xet failed ({problem[:200]}); plain HTTP is used for all files of this run "
                 "instead; HF_HUB_DISABLE_XET=1 leaves Xet out"
@@ -129,7 +129,7 @@ class _Process:
 
         self._started = started
         self.answered = 0
-        """How many answers have come."""
+        """Answers so far."""
         self.chunks = 0
         self.early: bool | None = None
         """Whether it reports bytes when they arrive; not known before it has started."""
@@ -176,17 +176,17 @@ class _Process:
         return answers
 
     def end(self) -> None:
-        """End it; nothing more is written by it from now on."""
+        """End the process: from now on it writes nothing more."""
         import subprocess
 
         self._child.kill()
-        # One that waits for a dead disk does not even die.
+        # A process that waits for a dead disk does not even die.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(_EXIT)
 
     def _listen(self, stream: IO[bytes]) -> None:
         """Pass answers on, each to whoever waits for it."""
-        # What is no answer ends it: something else has written to its output.
+        # A line that is not an answer ends it: something else has written to its output.
         with stream, contextlib.suppress(ValueError, TypeError, LookupError):
             for line in stream:
                 answer = json.loads(line)

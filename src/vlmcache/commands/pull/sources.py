@@ -29,7 +29,7 @@ from vlmcache.errors import UsageError, VlmcacheError, reason_of
 from vlmcache.hub.client import Client
 from vlmcache.hub.retry import TroubleError
 from vlmcache.hub.served import ServedContents
-from vlmcache.hub.sources import SILENCE, Source
+from vlmcache.hub.sources import SILENCE, RevisionFiles, Source
 from vlmcache.progress import StopToken
 from vlmcache.threads import StillError, unless_still
 
@@ -40,7 +40,6 @@ _HUB_TOKEN = "hf_"  # noqa: S105
 _TAR, _TAR_AT = b"ustar", 257
 """What the first header of a tar holds, and where (POSIX, `pax`)."""
 _TOKEN = "VLMCACHE_SERVE_TOKEN"  # noqa: S105
-Listing = tuple[str, dict[str, TreeFile]]
 
 
 class _Local:
@@ -65,7 +64,7 @@ class _Local:
         """Return `None`: no file of the system's has a content alone."""
         return None
 
-    def listing(self, repo: str, revision: str) -> Listing | None:  # noqa: ARG002
+    def listing(self, repo: str, revision: str) -> RevisionFiles | None:  # noqa: ARG002
         """Return `None`: it lists nothing."""
         return None
 
@@ -117,13 +116,13 @@ class OtherCache(_Local):
             file.seek(offset)
             yield _blocks(file, self.sizes[etag] - offset)
 
-    def listing(self, repo: str, revision: str) -> Listing | None:
+    def listing(self, repo: str, revision: str) -> RevisionFiles | None:
         """Return the commit that a revision means there, and its files."""
         state = scan(self._tree.root, only={layout.folder_of(repo)})
         cached = state.repo(repo)
         if cached is None:
             return None
-        snapshots = {one.commit: one for one in cached.revisions}
+        snapshots = {snapshot.commit: snapshot for snapshot in cached.revisions}
         commit = commit_named(revision, cached.refs, cached.trees.keys() | snapshots.keys())
         if commit is None:
             return None
@@ -178,7 +177,7 @@ class BackupStore(_Local):
             file.seek(offset)
             yield _blocks(file, self.sizes[etag] - offset)
 
-    def listing(self, repo: str, revision: str) -> Listing | None:
+    def listing(self, repo: str, revision: str) -> RevisionFiles | None:
         """Return the commit that a revision means there, and its files."""
         folder = layout.folder_of(repo)
         if folder not in self._store.folders():
@@ -208,10 +207,10 @@ class Tar(_Local):
         with self._contents.open(etag, offset) as blocks:
             yield blocks
 
-    def listing(self, repo: str, revision: str) -> Listing | None:
+    def listing(self, repo: str, revision: str) -> RevisionFiles | None:
         """Return the commit that a revision means there, and its files."""
         folder = layout.folder_of(repo)
-        saved = next((one for one in self._contents.repos if one.folder == folder), None)
+        saved = {repo.folder: repo for repo in self._contents.repos}.get(folder)
         return None if saved is None else _listed(saved, revision)
 
 
@@ -376,7 +375,7 @@ def _blocks(file: IO[bytes], count: int) -> Iterator[bytes]:
         yield block
 
 
-def _listed(repo: SavedRepo, revision: str) -> Listing | None:
+def _listed(repo: SavedRepo, revision: str) -> RevisionFiles | None:
     """Return what a backup says of a revision: the hub's listing, or the files that it has."""
     commit = commit_named(revision, repo.refs, repo.snapshots)
     if commit is None:
