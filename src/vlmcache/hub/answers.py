@@ -140,7 +140,7 @@ class FileAnswer:
             start = {size: 0, size - asked: asked}.get(self._length or 0, size)
             clear = not self._codings and "multipart" not in self._kind
         if not clear or start > asked:
-            problem = bad_answer(self._response, "another part of the file than it was asked for")
+            problem = bad_answer(self._response, "a part of the file that was not asked for")
             raise NoRangeError(problem)
         return start
 

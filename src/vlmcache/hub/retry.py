@@ -358,8 +358,8 @@ def _not_the_hubs(account: Account, response: Any, words: str) -> HubError:
         cause = "a proxy or mirror that asks for a login of its own? open the address in a browser"
     elif cause is None and account.environment.get("HF_ENDPOINT"):
         cause = (
-            f"HF_ENDPOINT names {account.name}: is a part of the mirror's path missing there, or "
-            "has the mirror no API like the hub's, or not this repo?"
+            f"HF_ENDPOINT names {account.name}: is part of the mirror's path missing, or does the "
+            "mirror not have the hub's API, or not this repo?"
         )
     cause = cause or "a login page of this network, or a proxy? open the address in a browser"
     error = HubError(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from vlmcache.cache.hashing import Check, Identity, Judged, Opener, hash_all, identify
+from vlmcache.cache.hashing import Check, Identity, Judged, hash_all, identify
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.tree import CacheTree
@@ -73,10 +72,7 @@ def verify_state(
             for shared in state.shared.values()
             if not shared.users
         )
-    with Journal(own_home(session.environment)[0]) as memory:
-        opener = CacheTree(state.dir).open_content
-        options, progress = options or VerifyOptions(), progress or Progress()
-        _hash(subjects, results, memory, options, progress, opener)
+    _hash(session, subjects, results, options or VerifyOptions(), progress or Progress())
     for scope in scopes:
         check_headers(scope, results)
         add_findings(scope, results)
@@ -87,69 +83,80 @@ def verify_state(
 
 
 def _hash(
+    session: Session,
     subjects: Sequence[Subject],
     results: Results,
-    memory: Journal,
     options: VerifyOptions,
     progress: Progress,
-    opener: Opener,
 ) -> None:
-    """Hash what is not known to be good; content that several places share is hashed once."""
+    """Hash what is not known to be good, and remember what was found."""
     now = time.time()
-    known = memory.verified() if options.max_age > 0 else {}
-    places: dict[tuple[Identity, str], list[Subject]] = {}
+    with Journal(own_home(session.environment)[0]) as journal:
+        known = journal.verified() if options.max_age > 0 else {}
+        # A time in the future cannot be trusted.
+        recent = {key for key, at in known.items() if 0 <= now - at < options.max_age}
+        groups = _to_hash(subjects, results, recent)
+        if not groups:
+            return
+        due = {Check(group[0].path, group[0].expected): group for _, group in groups}
+        shown = {
+            group[0].path: FileOf(group[0].repo, group[0].name, identity.size)
+            for identity, group in groups
+        }
+        fresh: list[tuple[Identity, str]] = []
+        damaged: list[Identity] = []
+        recorded = time.monotonic()
+        try:
+            with (
+                files_shown(progress, "verified", shown) as moved,
+                contextlib.closing(
+                    hash_all(
+                        list(due),
+                        options.workers,
+                        lambda check, position: moved(check.path, position),
+                        opener=CacheTree(session.cache.dir).open_content,
+                    )
+                ) as answers,
+            ):
+                for judged in answers:
+                    results.add(due[judged.check], judged)
+                    if judged.good and judged.identity is not None:
+                        fresh.append((judged.identity, judged.check.expected))
+                    elif judged.actual is not None and judged.identity is not None:
+                        damaged.append(judged.identity)
+                    if fresh and time.monotonic() - recorded > _REMEMBER_EVERY:
+                        journal.record_verified(fresh, now)
+                        fresh, recorded = [], time.monotonic()
+        finally:
+            if fresh:
+                journal.record_verified(fresh, now)
+            if damaged:
+                journal.record_damaged(damaged, now)
+
+
+def _to_hash(
+    subjects: Sequence[Subject], results: Results, recent: Collection[tuple[Identity, str]]
+) -> list[tuple[Identity, list[Subject]]]:
+    """Return the files to hash, the largest first, so that no core idles at the end.
+
+    Args:
+        subjects: the places; those that share a file are one group of the answer.
+        results: notes what cannot be read, and what is known to be good.
+        recent: files with the hash that they were found to have not long ago.
+    """
+    groups: dict[tuple[Identity, str], list[Subject]] = {}
     for subject in subjects:
         try:
             identity = identify(subject.path)
         except OSError as error:
-            reason = f"it cannot be read: {reason_of(error)}"
             check = Check(subject.path, subject.expected)
+            reason = f"it cannot be read: {reason_of(error)}"
             results.add([subject], Judged(check, None, problem=reason))
         else:
-            places.setdefault((identity, subject.expected), []).append(subject)
-    due: dict[Check, list[Subject]] = {}
-    shown: dict[str, FileOf] = {}
-    # The largest first, so that no core idles at the end.
-    for (identity, expected), group in sorted(places.items(), key=lambda place: -place[0][0].size):
-        at = known.get((identity, expected))
-        # A time in the future cannot be trusted.
-        if at is not None and 0 <= now - at < options.max_age:
-            results.remembered += 1
-            results.remembered_bytes += identity.size
-            results.unchanged |= {subject.path for subject in group}
-        else:
-            due[Check(group[0].path, expected)] = group
-            first = group[0]
-            name = first.files[0] if first.files else os.path.basename(first.path)
-            shown[first.path] = FileOf(first.repo, name, identity.size)
-    if not due:
-        return
-    fresh: list[tuple[Identity, str]] = []
-    damaged: list[Identity] = []
-    recorded = time.monotonic()
-    try:
-        with (
-            files_shown(progress, "verified", shown) as moved,
-            contextlib.closing(
-                hash_all(
-                    list(due),
-                    options.workers,
-                    lambda check, position: moved(check.path, position),
-                    opener=opener,
-                )
-            ) as answers,
-        ):
-            for judged in answers:
-                results.add(due[judged.check], judged)
-                if judged.good and judged.identity is not None:
-                    fresh.append((judged.identity, judged.check.expected))
-                elif judged.actual is not None and judged.identity is not None:
-                    damaged.append(judged.identity)
-                if fresh and time.monotonic() - recorded > _REMEMBER_EVERY:
-                    memory.record_verified(fresh, now)
-                    fresh, recorded = [], time.monotonic()
-    finally:
-        if fresh:
-            memory.record_verified(fresh, now)
-        if damaged:
-            memory.record_damaged(damaged, now)
+            groups.setdefault((identity, subject.expected), []).append(subject)
+    for key in groups.keys() & recent:
+        results.remembered += 1
+        results.remembered_bytes += key[0].size
+        results.unchanged |= {subject.path for subject in groups.pop(key)}
+    due = ((identity, group) for (identity, _), group in groups.items())
+    return sorted(due, key=lambda pair: -pair[0].size)
