@@ -9,7 +9,7 @@ import pytest
 from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
 from tests.kit.timers import Machine, machine
 from vlmcache.commands.schedule import timers, units
-from vlmcache.commands.schedule.timers import Launchd, Said, Systemd
+from vlmcache.commands.schedule.timers import Launchd, ProgramResult, Systemd
 from vlmcache.commands.schedule.values import Schedule, When
 from vlmcache.config import read_environment
 from vlmcache.errors import VlmcacheError
@@ -89,7 +89,7 @@ class OfLaunchd(OfSystemd):
 
 @pytest.fixture(autouse=True)
 def _programs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timers, "ask", lambda *_, **__: Said(0, "Version=1", ""))
+    monkeypatch.setattr(timers, "run_program", lambda *_, **__: ProgramResult(0, "Version=1", ""))
 
 
 @pytest.mark.faults
@@ -112,7 +112,9 @@ def test_a_manager_that_refuses_leaves_the_old_schedule(
     before = {path for path in (tmp_path / "units").rglob("*") if not path.is_dir()}
     with monkeypatch.context() as patch:
         patch.setattr(
-            timers, "ask", lambda *words, **_: Said(int(refused in words), "", "it will not")
+            timers,
+            "run_program",
+            lambda *words, **_: ProgramResult(int(refused in words), "", "it will not"),
         )
         assert subject.run(tmp_path) is False
     assert list(subject.timers(tmp_path).schedules().values()) == ([old] if old else [])

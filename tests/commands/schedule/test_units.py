@@ -289,6 +289,6 @@ def test_times_that_no_timer_has_are_refused_and_all_others_are_as_asked() -> No
 def test_what_no_timer_can_hold_is_refused() -> None:
     for word in ("a\nb", "a\x1b", os.fsdecode(b"a\xff")):
         with pytest.raises(ScheduleError, match="cannot hold"):
-            units.check(schedule_of([word]))
+            units.check_text(schedule_of([word]))
     with pytest.raises(ScheduleError, match="too long for cron"):
         units.cron_block(schedule_of(["x" * 1000]))

@@ -22,7 +22,7 @@ from vlmcache.commands.pull.values import WORKERS
 from vlmcache.commands.verify.repair_repo import RepoRepair
 from vlmcache.commands.verify.values import RepairError, RepairReport, Verification, VerifyOptions
 from vlmcache.commands.verify.verify import verify_state
-from vlmcache.config import Session
+from vlmcache.config import Session, options_in_force
 from vlmcache.errors import OfflineError, PartlyError, SpaceError, VlmcacheError
 from vlmcache.home.journal import read_damaged
 from vlmcache.hub.client import Client
@@ -56,7 +56,7 @@ def repair(
     """
     options = options or VerifyOptions()
     progress = progress or Progress()
-    again = options.command(*names, "--repair")
+    again = options.command(session, *names, "--repair")
     with continued_by(progress, f"'{again}' continues from here"):
         return _repair(session, names, options, progress, patience)
 
@@ -105,9 +105,8 @@ def _repair(
     remaining += [f"{missing.repo}@{missing.revision}: {missing.file}" for missing in after.missing]
     receipt = space.measured(Receipt.of((*emptied, *outcomes)))
     report = msgspec.structs.replace(report, receipt=receipt, remaining=tuple(remaining))
-    return report.with_problem(
-        error or failure or work.error or _not_repaired(remaining, absent) or _unchecked(after)
-    )
+    bad = _not_repaired(session, remaining, absent)
+    return report.with_problem(error or failure or work.error or bad or _unchecked(after))
 
 
 def _unchecked(verification: Verification) -> PartlyError | None:
@@ -116,18 +115,22 @@ def _unchecked(verification: Verification) -> PartlyError | None:
     return problem if isinstance(problem, PartlyError) else None
 
 
-def _not_repaired(remaining: Sequence[str], absent: Sequence[str]) -> RepairError | None:
+def _not_repaired(
+    session: Session, remaining: Sequence[str], absent: Sequence[str]
+) -> RepairError | None:
     """Return the failure if something is still bad, `None` if nothing is.
 
     Args:
+        session: what the command works on.
         remaining: the paths and names of all that is bad.
         absent: the repos of which nothing is in the cache.
     """
     if not remaining:
         return None
-    hint = "'vlmcache verify' shows what it is"
+    options = options_in_force(session.config, session.cache)
+    hint = f"'{units.command('verify', *options)}' shows what it is"
     if len(absent) == len(remaining):
-        hint = f"finish the download: {units.command('pull', *absent)}"
+        hint = f"finish the download: {units.command('pull', *absent, *options)}"
     return RepairError(f"not repaired: {remaining[0]}{and_more(len(remaining) - 1)}", hint)
 
 

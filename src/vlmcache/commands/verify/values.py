@@ -8,7 +8,8 @@ from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Plan, Receipt
-from vlmcache.errors import ExitCode, PartlyError, VlmcacheError
+from vlmcache.config import Session, options_in_force
+from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.report import Report
 
 MAX_AGE = 7 * 86400.0
@@ -39,10 +40,11 @@ class VerifyOptions(msgspec.Struct, frozen=True):
     dry_run: bool = False
     """Of a repair: only plan."""
 
-    def command(self, *words: str) -> str:
-        """Return the command line that does the same again."""
+    def command(self, session: Session, *words: str) -> str:
+        """Return the command line that does the same again on the same cache."""
         again = (f"--max-age={self.max_age:g}s",) if self.max_age not in (0.0, MAX_AGE) else ()
-        return units.command("verify", *words, *again)
+        options = options_in_force(session.config, session.cache)
+        return units.command("verify", *words, *again, *options)
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -128,37 +130,6 @@ class Verification(Report, frozen=True):
         bad = len(self.damaged) + len(self.missing)
         return f"{read}: {f'{bad} damaged or missing' if bad else 'all good'}"
 
-    @property
-    def problem(self) -> VlmcacheError | None:
-        """The failure if something is damaged or missing, or could not be checked; else `None`."""
-        counts = [
-            f"{len(bad)} {word}"
-            for word, bad in (("damaged", self.damaged), ("missing", self.missing))
-            if bad
-        ]
-        if not counts:
-            denied = [finding for finding in self.findings if finding.code == "unreadable-file"]
-            if denied:
-                return PartlyError(
-                    f"not everything could be verified: {denied[0].detail}", denied[0].remedy
-                )
-            return None
-        repos = self.ids
-        return DamageError(
-            f"{', '.join(counts)}: {', '.join(repos[:5])}{' …' if len(repos) > 5 else ''}",
-            self._hint(),
-        )
-
-    def _hint(self) -> str:
-        """Return the hint: `pull` if all of a repo is missing, `--repair` otherwise."""
-        if not self.damaged and all(missing.file == "*" for missing in self.missing):
-            names = [
-                missing.name if missing.revision == "main" else f"{missing.name}@{missing.revision}"
-                for missing in self.missing
-            ]
-            return f"fetch it: {units.command('pull', *names)}"
-        return "'vlmcache verify --repair' fetches what is bad, and only that"
-
 
 class RepairReport(Verification, frozen=True):
     """What `vlmcache verify --repair` returns: what was found, and what became of it."""
@@ -168,8 +139,3 @@ class RepairReport(Verification, frozen=True):
         """What was found, and how much of that is still bad, in one line."""
         found = super().in_one_line
         return found if self.plan is None else f"{found}, {len(self.remaining)} of that remain"
-
-    @property
-    def problem(self) -> VlmcacheError | None:
-        """Why something is still damaged or missing; `None` if nothing is."""
-        return super(Verification, self).problem

@@ -21,11 +21,12 @@ from vlmcache.commands.verify.scope import (
     find_scopes,
     subjects_of,
 )
-from vlmcache.commands.verify.values import Unverifiable, Verification, VerifyOptions
-from vlmcache.config import Session, own_home
-from vlmcache.errors import reason_of
+from vlmcache.commands.verify.values import DamageError, Unverifiable, Verification, VerifyOptions
+from vlmcache.config import Session, options_in_force, own_home
+from vlmcache.errors import PartlyError, VlmcacheError, reason_of
 from vlmcache.home.journal import Journal
 from vlmcache.progress import FileOf, Progress, continued_by, files_shown
+from vlmcache.units import command
 
 _REMEMBER_EVERY = 5.0
 
@@ -50,7 +51,7 @@ def verify(
         ConfigError: the cache path is not a folder.
     """
     options, progress = options or VerifyOptions(), progress or Progress()
-    with continued_by(progress, f"'{options.command(*names)}' continues from here"):
+    with continued_by(progress, f"'{options.command(session, *names)}' continues from here"):
         return verify_state(session, scan(session.cache.dir), names, options, progress)
 
 
@@ -79,7 +80,33 @@ def verify_state(
         add_missing(scope, results, state)
         add_denied(scope, state.dir, results)
         blame_bases(scope, results)
-    return results.verification(time.monotonic() - begun)
+    verification = results.verification(time.monotonic() - begun)
+    return verification.with_problem(_problem(session, verification))
+
+
+def _problem(session: Session, verification: Verification) -> VlmcacheError | None:
+    """Return the failure if something is damaged or missing, or could not be checked."""
+    damaged, missing = verification.damaged, verification.missing
+    options = options_in_force(session.config, session.cache)
+    counts = [
+        f"{len(bad)} {word}" for word, bad in (("damaged", damaged), ("missing", missing)) if bad
+    ]
+    if not counts:
+        for finding in verification.findings:
+            if finding.code == "unreadable-file":
+                message = f"not everything could be verified: {finding.detail}"
+                return PartlyError(message, finding.remedy)
+        return None
+    hint = f"'{command('verify', '--repair', *options)}' fetches what is bad, and only that"
+    if not damaged and all(file.file == "*" for file in missing):
+        names = [
+            file.name if file.revision == "main" else f"{file.name}@{file.revision}"
+            for file in missing
+        ]
+        hint = f"fetch it: {command('pull', *names, *options)}"
+    repos = verification.ids
+    more = " …" if len(repos) > 5 else ""
+    return DamageError(f"{', '.join(counts)}: {', '.join(repos[:5])}{more}", hint)
 
 
 def _hash(
