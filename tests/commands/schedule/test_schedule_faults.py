@@ -110,12 +110,12 @@ def test_a_manager_that_refuses_leaves_the_old_schedule(
     subject = OfSystemd(old, NEW)
     subject.begin(tmp_path)
     before = {path for path in (tmp_path / "units").rglob("*") if not path.is_dir()}
+
+    def answer(*words: str, **_: str | None) -> ProgramResult:
+        return ProgramResult(int(refused in words), "", "it will not")
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            timers,
-            "run_program",
-            lambda *words, **_: ProgramResult(int(refused in words), "", "it will not"),
-        )
+        patch.setattr(timers, "run_program", answer)
         assert subject.run(tmp_path) is False
     assert list(subject.timers(tmp_path).schedules().values()) == ([old] if old else [])
     assert {path for path in (tmp_path / "units").rglob("*") if not path.is_dir()} == before

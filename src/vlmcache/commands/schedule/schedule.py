@@ -24,11 +24,10 @@ from vlmcache.commands.schedule.values import (
     ScheduleError,
     ScheduleReport,
     ScheduleStatus,
-    described,
 )
 from vlmcache.config import Environment, Session, open_session, own_home
 from vlmcache.errors import ExitCode, UnknownModelError, UsageError, VlmcacheError, reason_of
-from vlmcache.units import command, size_text
+from vlmcache.units import command, shell_words, size_text
 
 Confirm = Callable[[ScheduleReport], bool]
 _PATIENCE = 600.0
@@ -84,12 +83,9 @@ def make(
     schedule = Schedule(name, program(), words, when, variables, log)
     units.check_text(schedule)
     files = timers.files(schedule)
-    shown = described(
-        schedule, timers.kind, files[-1].path, timers.log(schedule), owner_name(os.geteuid())
-    )
     report = ScheduleReport(
         "set",
-        (shown,),
+        (_status_of(timers, schedule, files[-1].path),),
         files,
         now=_rehearsed(schedule),
         findings=(*_notes(timers, schedule), *_secrets(environment)),
@@ -107,16 +103,39 @@ def show(session: Session) -> ScheduleReport:
     """Return all schedules of this user, and what keeps them from running."""
     environment = session.environment
     last = {outcome.name: outcome for outcome in scheduled.read_outcomes(own_home(environment)[0])}
-    user = owner_name(os.geteuid()) if hasattr(os, "geteuid") else ""
     schedules: list[ScheduleStatus] = []
     findings: list[Finding] = []
     for timers in all_timers(environment):
         for path, schedule in timers.schedules().items():
             outcome = last.get(schedule.name)
-            log = timers.log(schedule)
-            schedules.append(described(schedule, timers.kind, path, log, user, outcome))
+            schedules.append(_status_of(timers, schedule, path, outcome))
             findings += _problems(timers, schedule, path, outcome)
     return ScheduleReport("shown", tuple(schedules), findings=tuple(dict.fromkeys(findings)))
+
+
+def _status_of(
+    timers: Timers, schedule: Schedule, path: str, last: scheduled.Outcome | None = None
+) -> ScheduleStatus:
+    """Return what a report says of a schedule.
+
+    Args:
+        timers: what runs it.
+        schedule: the schedule.
+        path: the file that holds it, or `crontab`.
+        last: how its last run ended.
+    """
+    return ScheduleStatus(
+        schedule.name,
+        shell_words(*schedule.line),
+        float(schedule.when.every),
+        schedule.when.in_words,
+        timers.kind,
+        path,
+        timers.log(schedule),
+        schedule.variables,
+        owner_name(os.geteuid()) if hasattr(os, "geteuid") else "",
+        last,
+    )
 
 
 def remove(session: Session, line: str | None, *, dry_run: bool = False) -> ScheduleReport:

@@ -10,7 +10,6 @@ from vlmcache.cache.state import Finding
 from vlmcache.errors import VlmcacheError
 from vlmcache.report import Report
 from vlmcache.scheduled import Outcome
-from vlmcache.units import shell_words
 
 Kind = Literal["systemd", "cron", "launchd"]
 """What runs a schedule."""
@@ -131,21 +130,3 @@ class ScheduleReport(Report, frozen=True):
     def ids(self) -> list[str]:
         """The names of the schedules."""
         return [schedule.name for schedule in self.schedules]
-
-
-def described(
-    schedule: Schedule, kind: Kind, path: str, log: str, user: str, last: Outcome | None = None
-) -> ScheduleStatus:
-    """Return what a report says of a schedule."""
-    return ScheduleStatus(
-        schedule.name,
-        shell_words(*schedule.line),
-        float(schedule.when.every),
-        schedule.when.in_words,
-        kind,
-        path,
-        log,
-        schedule.variables,
-        user,
-        last,
-    )

@@ -80,26 +80,29 @@ class Results:
                 self.good.add(subject.path)
             elif judged.actual is None:
                 self.unread.add(subject.path)
-                self.unverifiable.append(
-                    Unverifiable(
-                        subject.repo,
-                        subject.path,
-                        subject.blob,
-                        judged.problem or "",
-                        subject.files,
-                    )
-                )
+                self.note_unverifiable(subject, judged.problem or "")
             else:
-                self.damaged[subject.path] = Damage(
-                    subject.repo,
-                    subject.path,
-                    subject.blob,
-                    subject.expected,
-                    judged.actual,
-                    "wrong-content",
-                    f"{subject.names} has other content than its hash says",
-                    subject.files,
-                )
+                detail = f"{subject.names} has other content than its hash says"
+                self.note_damage(subject, judged.actual, "wrong-content", detail)
+
+    def note_damage(self, subject: Subject, actual: str | None, problem: str, detail: str) -> None:
+        """Take note that a place is damaged."""
+        self.damaged[subject.path] = Damage(
+            subject.repo,
+            subject.path,
+            subject.blob,
+            subject.expected,
+            actual,
+            problem,
+            detail,
+            subject.files,
+        )
+
+    def note_unverifiable(self, subject: Subject, reason: str) -> None:
+        """Take note that nobody can say whether a place is damaged."""
+        self.unverifiable.append(
+            Unverifiable(subject.repo, subject.path, subject.blob, reason, subject.files)
+        )
 
     def verification(self, seconds: float) -> Verification:
         """Return the results as the command's report."""
@@ -223,25 +226,16 @@ def _is_worth_reading(
     """
     if sizes and size not in sizes:
         listed = max(sizes)
-        results.damaged[subject.path] = Damage(
-            subject.repo,
-            subject.path,
-            subject.blob,
-            subject.expected,
-            None,
-            "truncated-blob" if size < listed else "oversized-blob",
-            f"{subject.names} has {size} of {listed} bytes",
-            subject.files,
-        )
+        problem = "truncated-blob" if size < listed else "oversized-blob"
+        detail = f"{subject.names} has {size} of {listed} bytes"
+        results.note_damage(subject, None, problem, detail)
         return False
     if not sizes and size >= _HOLES:
         with contextlib.suppress(OSError):
             allocated = allocated_bytes(os.stat(subject.path))
             if size - allocated >= _HOLES and size > _MOST_HOLES * allocated:
                 reason = "nearly all of it is holes, and no listing names its length"
-                results.unverifiable.append(
-                    Unverifiable(subject.repo, subject.path, subject.blob, reason, subject.files)
-                )
+                results.note_unverifiable(subject, reason)
                 return False
     return True
 
