@@ -171,12 +171,12 @@ def test_a_secret_is_cut_out_as_python_writes_it_too() -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["http://localhost:99999", "http://[bad", "http://h:x"])
-def test_an_endpoint_that_is_no_address_is_told_in_one_line(endpoint: str) -> None:
+def test_an_endpoint_that_is_not_an_address_is_reported_in_one_line(endpoint: str) -> None:
     with pytest.raises(SettingError, match="HF_ENDPOINT is not an address"):
         find_commit(client(endpoint), REPO, "main")
 
 
-def test_an_endpoint_that_is_no_address_is_shown_without_its_password() -> None:
+def test_an_endpoint_that_is_not_an_address_is_shown_without_its_password() -> None:
     with pytest.raises(SettingError) as raised:
         find_commit(client("http://me:pass@localhost:99999"), REPO, "main")
     assert raised.value.message.endswith("http://localhost:99999")

@@ -26,7 +26,7 @@ PART = (
     "tests/hub/test_transfer.py::test_the_token_goes_to_the_hub_and_to_no_other_host",
     "tests/hub/test_transfer.py::test_without_links_files_are_put_where_the_client_puts_them",
     "tests/commands/pull/test_pull_command.py::test_the_client_agrees_with_what_was_pulled",
-    "tests/commands/pull/test_make_room.py::test_a_newer_revision_without_room_is_told_of_without_a_command",
+    "tests/commands/pull/test_make_room.py::test_a_newer_revision_without_room_is_named_without_a_command",
 )
 
 

@@ -336,7 +336,7 @@ def test_an_odd_wait_ends(hub: LoopbackHub, tmp_path: Path, waits: list[float], 
     assert len(waits) < QUICK.asks
 
 
-# What several models are told of.
+# What is reported for several models.
 
 
 def test_each_model_that_fails_keeps_its_cause_and_its_hint(
@@ -421,7 +421,7 @@ def test_a_lock_that_is_anothers_says_whose_it_is_and_what_to_remove(
             assert f"sudo rm {lock}" in result.stderr
 
 
-def test_a_client_that_was_told_of_silence_says_so_at_once(hub: LoopbackHub) -> None:
+def test_a_client_that_knows_of_silence_says_so_at_once(hub: LoopbackHub) -> None:
     hub.fault(hang().on(times=None))
     one = Client(environment(hub, Path("/none/cache")), patience=IMPATIENT)
     for _ in range(3):

@@ -362,7 +362,7 @@ class LoopbackHub:
         )
 
     def environment(self, cache_dir: Path | str, *, token: str | None = None) -> dict[str, str]:
-        """Return the whole environment for a child process that knows this hub and no other."""
+        """Return the complete environment for a child process that knows this hub and no other."""
         return client_environment(self.url, self.folder / "home", cache_dir, token)
 
     # Answers.
@@ -413,7 +413,7 @@ class LoopbackHub:
             raise _RefusedError(307, None, "", {"Location": location})
         repo = self._repos.get((kind, repo_id))
         if repo is None or (repo.private and asked.token is None):
-            # Who may not see a repo is not told whether it exists.
+            # Whoever may not see a repo does not learn whether it exists.
             if asked.token is None:
                 raise _RefusedError(401, "RepoNotFound", "Invalid username or password.")
             raise _RefusedError(404, "RepoNotFound", "Repository not found")
@@ -1194,7 +1194,7 @@ class _Sender:
 def client_environment(
     url: str, home: Path, cache_dir: Path | str, token: str | None
 ) -> dict[str, str]:
-    """Return the whole environment for a child process that knows a hub and no other."""
+    """Return the complete environment for a child process that knows a hub and no other."""
     home.mkdir(exist_ok=True)
     kept = {k: v for k, v in os.environ.items() if not LEAKY_VARIABLES.match(k)}
     variables = {

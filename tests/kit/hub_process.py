@@ -21,7 +21,7 @@ class Hub(Protocol):
     """What a client has to know of a hub."""
 
     def environment(self, cache_dir: Path | str, *, token: str | None = None) -> dict[str, str]:
-        """Return the whole environment for a child process that knows this hub and no other."""
+        """Return the complete environment for a child process that knows this hub and no other."""
 
 
 class HubProcess:

@@ -44,7 +44,7 @@ REPO = "org/name"
 
 
 class Listener(Progress):
-    """Remembers what it was told."""
+    """Remembers what was noted."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -87,7 +87,7 @@ def pull(
     extra: Mapping[str, str] | None = None,
     **options: Any,
 ) -> PullReport:
-    """Pull in this process; `org/name` unless told otherwise."""
+    """Pull in this process; `org/name` by default."""
     where = environment(hub, cache)
     if extra:
         where = msgspec.structs.replace(where, variables=where.variables | dict(extra))
@@ -184,7 +184,7 @@ def content(cache: Path) -> dict[str, Entry]:
 def lies(cache: Path) -> list[str]:
     """Return what is under a good name without being good: this must never be anything.
 
-    A blob whose content is not what its name says, and a ref to a commit that lacks a file.
+    A blob whose content is not what its name says, and a ref to a commit with a missing file.
     """
     import hashlib
 

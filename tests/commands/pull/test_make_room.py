@@ -54,7 +54,7 @@ def names(cache: CacheBuilder) -> set[str]:
     return {path.name.rpartition("--")[2] for path in cache.root.glob("models--*")}
 
 
-def test_without_it_a_full_disk_is_told_before_anything_is_written(
+def test_without_it_a_full_disk_is_reported_before_anything_is_written(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:
     hub, cache = disk
@@ -75,7 +75,7 @@ def test_the_least_recently_used_goes_and_no_more_than_is_needed(
     assert vlmcache(hub, cache.root, "status", "wanted", "--check").returncode == 0
 
 
-def test_the_plan_and_the_receipt_tell_of_both(disk: tuple[LoopbackHub, CacheBuilder]) -> None:
+def test_the_plan_and_the_receipt_show_both(disk: tuple[LoopbackHub, CacheBuilder]) -> None:
     hub, cache = disk
     before = du_allocated(cache.repo("org/older").folder)
     planned = vlmcache(hub, cache.root, "pull", "wanted", "--make-room", "--dry-run", "--json")
@@ -162,7 +162,7 @@ def test_what_is_to_be_pulled_is_not_evicted_for_itself(
     assert names(cache) == {"pinned", "older"}
 
 
-def test_a_newer_revision_without_room_is_told_of_without_a_command(
+def test_a_newer_revision_without_room_is_named_without_a_command(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:
     hub, cache = disk

@@ -112,11 +112,11 @@ WRONG_USE = {
     "no model and no terminal": ([], "no MODEL is named"),
     "models and --all": (["--all", "one"], "not both"),
     "two revisions": (["one@main", "--revision", "v1"], "twice"),
-    "a rate that is none": (["one", "--limit-rate", "fast"], "--limit-rate"),
+    "a rate that is not one": (["one", "--limit-rate", "fast"], "--limit-rate"),
     "a rate of nothing": (["one", "--limit-rate", "0"], "--limit-rate"),
     "no workers": (["one", "--max-workers", "0"], "--max-workers"),
     "a pattern that matches nothing": (["one", "--include", "*.xyz"], "--include *.xyz"),
-    "a revision that is none": (["one@../x"], "not a branch"),
+    "a revision that is not one": (["one@../x"], "not a branch"),
 }
 
 
@@ -129,7 +129,7 @@ def test_wrong_use_is_exit_2_and_one_line(hub: LoopbackHub, tmp_path: Path, case
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_folder_with_files_in_the_place_of_a_models_file_is_told_before_weights_are_fetched(
+def test_a_folder_with_files_in_place_of_a_models_file_is_reported_before_weights_are_fetched(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     commit = hub._repos["model", REPO].find("main")
@@ -195,11 +195,11 @@ def test_each_refusal_has_its_words_its_exit_code_and_what_to_do(
     exit_code, words = REFUSALS[case]
     arguments, extra = arrange(hub, case)
     result = vlmcache(hub, tmp_path / "cache", "pull", *arguments, **extra)
-    told = one_line(result)
-    assert result.returncode == exit_code, told
-    assert all(word.format(hub=hub.url) in told for word in words), told
-    assert TOKEN not in told
-    assert "me:pass" not in told
+    printed = one_line(result)
+    assert result.returncode == exit_code, printed
+    assert all(word.format(hub=hub.url) in printed for word in words), printed
+    assert TOKEN not in printed
+    assert "me:pass" not in printed
     assert not (tmp_path / "cache").exists()
 
 
@@ -220,8 +220,8 @@ def test_what_is_cached_stays_usable_when_the_hub_is_away(
     result = vlmcache(hub, cache, "pull", "one", **extra)
     assert result.returncode == 0, result.stderr
     assert "already cached" in result.stdout
-    told = result.stdout if case == "offline" else result.stderr
-    assert "whether there is a newer one is not known" in told
+    printed = result.stdout if case == "offline" else result.stderr
+    assert "whether there is a newer one is not known" in printed
     assert fingerprint(cache) == before
 
 
@@ -249,7 +249,7 @@ def test_no_token_is_ever_written_or_shown(hub: LoopbackHub, tmp_path: Path) -> 
     hub.add_repo("org/two", private=True).commit(FILES)
     hub.fault(status(503).on("/revision/"))
     cache = tmp_path / "cache"
-    told = ""
+    printed = ""
     for arguments in (
         ["pull", "two", "--token", TOKEN, "-v"],
         ["pull", "two", "org/none", "--json", "--token", TOKEN],
@@ -257,9 +257,9 @@ def test_no_token_is_ever_written_or_shown(hub: LoopbackHub, tmp_path: Path) -> 
         ["pull", "two", "--include", "nope", "--token", TOKEN],
     ):
         result = vlmcache(hub, cache, *arguments, HF_DEBUG="1", VLMCACHE_DEBUG="1")
-        told += result.stdout + result.stderr
-    assert "pulled" in told
-    assert TOKEN not in told
+        printed += result.stdout + result.stderr
+    assert "pulled" in printed
+    assert TOKEN not in printed
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files
     assert not any(TOKEN.encode() in path.read_bytes() for path in files)
@@ -306,7 +306,7 @@ def test_the_client_agrees_with_what_was_pulled(hub: LoopbackHub, tmp_path: Path
     assert verified.returncode == 0 or "No such command" in verified.stderr, verified.stderr
 
 
-def test_status_tells_what_is_newer_on_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_status_shows_what_is_newer_on_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert vlmcache(hub, cache, "pull", "one").returncode == 0
 
