@@ -87,6 +87,18 @@ def test_files_come_through_xet_and_are_shared_as_the_client_does(
     assert run.receipt.fetched == len(b"{}") + ALL + headers
 
 
+def test_what_plain_http_left_of_a_file_is_removed_once_xet_has_brought_it(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    blobs = tmp_path / "cache/models--org--name/blobs"
+    blobs.mkdir(parents=True)
+    etag = hub._repos["model", REPO].file(WEIGHTS).etag
+    (blobs / f"{etag}.incomplete").write_bytes(CONTENTS[WEIGHTS][:1000])
+    assert pull(hub, tmp_path / "cache", patience=PATIENT).problem is None
+    assert over_http(hub) == 0
+    assert list(blobs.glob("*.incomplete")) == []
+
+
 FAULTS = {
     "token hangs": hang().on(TOKEN, times=None),
     "token: server fails": status(500).on(TOKEN, times=None),

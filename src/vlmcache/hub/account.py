@@ -77,7 +77,7 @@ class Account:
         """
         if self.offline:
             raise OfflineError(
-                f"{self.environment.offline_by} is set: {self.name} is not asked",
+                f"{self.environment.offline_by} is set: {self.name} is not contacted",
                 "unset it to download",
             )
 
@@ -110,7 +110,7 @@ class Account:
     def how_to_log_in(self) -> str:
         """What to do to get access."""
         if self.named_by_folder:
-            return "give --token: a .env named this hub, so that yours is not sent to it"
+            return "give --token: a .env names this hub, so your own token is not sent to it"
         return "log in: 'hf auth login', HF_TOKEN or --token"
 
     @property

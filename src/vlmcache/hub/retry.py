@@ -332,7 +332,7 @@ def _refused(account: Account, status: int, code: str, words: str, *, page: str)
     if status == 401 and secret and code != "RepoNotFound":
         return AccessError(
             f"{account.name} does not accept the token{words}",
-            "a new one: https://huggingface.co/settings/tokens, then 'hf auth login', "
+            "make a new one at https://huggingface.co/settings/tokens, then use 'hf auth login', "
             "HF_TOKEN or --token",
         )
     if code == "RepoNotFound" or status in (401, 404):

@@ -243,8 +243,8 @@ class Transfer:
             answer = FileAnswer(client, response, self.job.file, size, asked)
             if answer.start < before:
                 client.note_failure(
-                    f"{self.job.file}: {client.name} sends again what is here",
-                    f"{size_text(before - answer.start)} are compared and stay",
+                    f"{self.job.file}: {client.name} sends bytes that are already here",
+                    f"{size_text(before - answer.start)} are compared and kept",
                 )
             file.follow(answer.start)
             ranges.opened(response)

@@ -91,6 +91,32 @@ def test_the_plan_and_the_receipt_show_both(disk: tuple[LoopbackHub, CacheBuilde
     assert receipt["fetched"] >= 7 * MB
 
 
+def test_what_the_trash_frees_next_to_an_eviction_is_in_the_receipt(
+    disk: tuple[LoopbackHub, CacheBuilder],
+) -> None:
+    hub, cache = disk
+    content = Synthetic(size=13 * MB, seed=5)
+    hub.add_repo("org/huge").commit({"config.json": b"{}", "model.safetensors": content})
+    kept = vlmcache(hub, cache.root, "rm", "org/older", "--trash", "--yes")
+    assert kept.returncode == 0, kept.stderr
+    done = vlmcache(hub, cache.root, "pull", "org/huge", "--make-room", "--yes", "--json")
+    assert done.returncode == 0, done.stdout
+    assert names(cache) == {"huge", "pinned"}
+    assert json.loads(done.stdout)["receipt"]["freed"] >= 12 * MB
+
+
+def test_offline_nothing_goes_for_what_cannot_be_fetched(
+    disk: tuple[LoopbackHub, CacheBuilder],
+) -> None:
+    hub, cache = disk
+    begun = vlmcache(hub, cache.root, "pull", "wanted", "--exclude", "*.safetensors", "--json")
+    commit = json.loads(begun.stdout)["models"][0]["commit"]
+    words = ["pull", f"wanted@{commit}", "--make-room", "--yes"]
+    done = vlmcache(hub, cache.root, *words, HF_HUB_OFFLINE="1")
+    assert done.returncode == 8, done.stderr
+    assert names(cache) == {"wanted", "pinned", "older", "newer"}
+
+
 def test_without_a_terminal_and_yes_nobody_is_asked_and_nothing_goes(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:

@@ -14,10 +14,22 @@ import pytest
 from tests.kit.caches import CacheBuilder, Entry, fingerprint
 from tests.kit.contents import Content
 from tests.kit.damages import FILES, GOOD, SEEN_BY_HASHING, SEEN_BY_LOOKING, SIZE, WEIGHTS
+from tests.kit.disks import small_filesystem
 from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
 from tests.kit.hub import LoopbackHub
 from tests.kit.hub_process import Hub, HubProcess, served
-from tests.kit.pulls import QUICK, REPO, config, content, environment, expected, lies, pull
+from tests.kit.pulls import (
+    QUICK,
+    REPO,
+    config,
+    content,
+    environment,
+    expected,
+    lies,
+    pull,
+    small_config,
+    vlmcache,
+)
 from vlmcache.cache.scan import scan
 from vlmcache.change.names import find_targets
 from vlmcache.change.plan import Fetch
@@ -160,25 +172,45 @@ def test_a_held_lock_ends_a_repair_after_the_patience_of_every_command(
     assert WAIT_SECONDS <= next(clock) < WAIT_SECONDS + 2
 
 
+@pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_offline_it_says_what_it_would_need_and_changes_nothing(
-    repair_hub: LoopbackHub, tmp_path: Path
+    repair_hub: LoopbackHub, tmp_path: Path, switch: str
 ) -> None:
     cache = tmp_path / "cache"
     repo = CacheBuilder(cache).repo(REPO)
     repo.revision(FILES)
     repo.flipped_bit(WEIGHTS)
     before = fingerprint(cache)
-    run = repaired(repair_hub, cache, HF_HUB_OFFLINE="1")
+    run = repaired(repair_hub, cache, **{switch: "1"})
     assert run.problem is not None
     assert run.problem.exit_code == ExitCode.HUB
+    assert run.problem.message.startswith(f"{switch} is set: ")
     assert "20 kB" in run.problem.message
     assert WEIGHTS in run.problem.message
+    assert run.problem.hint == f"unset {switch}, then repair again"
     assert run.plan is not None
     assert [type(action) for action in run.plan.actions] == [Fetch]
     assert fingerprint(cache) == before
     repo.flipped_bit(WEIGHTS)
     repo.dangling_link(WEIGHTS)
-    assert repaired(repair_hub, cache, HF_HUB_OFFLINE="1").problem is None
+    assert repaired(repair_hub, cache, **{switch: "1"}).problem is None
+
+
+def test_offline_the_trash_is_not_emptied_for_a_repair(repair_hub: LoopbackHub) -> None:
+    with small_filesystem(24_000_000) as disk:
+        cache = CacheBuilder(disk / "hub")
+        files: dict[str, Content] = {"config.json": b"{}", WEIGHTS: os.urandom(6_000_000)}
+        repo = cache.repo(REPO)
+        repo.revision(files)
+        repo.flipped_bit(WEIGHTS)
+        cache.repo("org/other").revision(files)
+        small_config(disk).write_text("vlmcache: {min_free: 10MB}\n")
+        kept = vlmcache(repair_hub, cache.root, "rm", "org/other", "--trash", "--yes")
+        assert kept.returncode == 0, kept.stderr
+        done = vlmcache(repair_hub, cache.root, "verify", "--repair", HF_HUB_OFFLINE="1")
+        assert done.returncode == ExitCode.HUB, done.stderr
+        undone = vlmcache(repair_hub, cache.root, "undo")
+        assert undone.returncode == 0, undone.stderr
 
 
 def test_what_the_hub_no_longer_has_is_reported_and_the_rest_is_repaired(

@@ -177,7 +177,7 @@ def _problem(order: DownloadOrder, judgement: Judgement) -> VlmcacheError | None
         others = units.and_more(len(absent) - 1)
         return UnloadableError(
             f"{begin}: its index names {absent[0]}{others}, which the hub does not have",
-            "ask those who publish it, or pull another revision",
+            "ask whoever publishes it, or pull another revision",
         )
     if judgement.missing:
         reasons = {name: order.refused.get(name) for name in judgement.missing}

@@ -109,7 +109,11 @@ def _pull(
         plans = [without_fetches(order.plan, fetched) for order in orders]
         joined(plans).log("pull")
         unable = _unwritable(session.cache.dir, plans)
-        shortage = _shortage(session, plans, options, outcomes) if unable is None else None
+        # Nothing is removed to make room for what cannot be fetched.
+        fetchable = options.dry_run or bool(client.sources) or not client.offline
+        shortage = None
+        if unable is None and fetchable:
+            shortage = _shortage(session, plans, options, outcomes)
         room = None
         if shortage is not None and options.make_room:
             room = make_room(session, planned, shortage, options)
