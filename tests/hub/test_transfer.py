@@ -1,4 +1,4 @@
-"""What arrives is right, whatever happens on the way, and little is sent twice."""
+"""What arrives is correct, whatever happens on the way, and little is sent twice."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_the_hub_says_how_long_to_wait_and_is_obeyed(hub: LoopbackHub, tmp_path:
     assert time.monotonic() - started >= 2.0
 
 
-def test_a_wait_that_is_too_long_is_refused_at_once(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_wait_that_is_too_long_is_refused_immediately(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault(rate_limited(100_000).on("/revision/", times=None))
     run = pull(hub, tmp_path / "cache")
     assert run.problem is not None
@@ -313,7 +313,7 @@ def test_modes_follow_the_umask_as_the_clients_do(hub: LoopbackHub, tmp_path: Pa
     assert {blob.stat().st_mode & 0o777 for blob in blobs} == {0o600}
 
 
-def test_a_slow_hub_is_no_hang(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_slow_hub_does_not_count_as_hanging(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault(slow(SIZE * 2).on(WEIGHTS))
     assert pull(hub, tmp_path / "cache").problem is None
 

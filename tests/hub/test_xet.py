@@ -152,7 +152,7 @@ def test_one_failure_is_enough_for_all_models_of_a_run(hub: LoopbackHub, tmp_pat
     assert hub.count(contains=f"org/two/{TOKEN}") == 0
 
 
-def test_a_slow_cas_is_no_hang(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_slow_cas_does_not_count_as_hanging(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault(slow(100_000).on(CONTENT, times=None))
     listener, patience = Listener(), msgspec.structs.replace(QUICK, data_timeout=2.0)
     assert pull(hub, tmp_path / "cache", progress=listener, patience=patience).problem is None

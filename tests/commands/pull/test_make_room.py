@@ -1,4 +1,4 @@
-"""`vlmcache pull --make-room`: what was not used for long goes, shown and asked for once."""
+"""`vlmcache pull --make-room`: what was not used for a long time is evicted, shown and confirmed once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_without_it_a_full_disk_is_reported_before_anything_is_written(
     assert fingerprint(cache.root) == before
 
 
-def test_the_least_recently_used_goes_and_no_more_than_is_needed(
+def test_the_least_recently_used_is_evicted_and_no_more_than_is_needed(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:
     hub, cache = disk
@@ -105,7 +105,7 @@ def test_what_the_trash_frees_next_to_an_eviction_is_in_the_receipt(
     assert json.loads(done.stdout)["receipt"]["freed"] >= 12 * MB
 
 
-def test_offline_nothing_goes_for_what_cannot_be_fetched(
+def test_offline_nothing_is_evicted_for_what_cannot_be_fetched(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:
     hub, cache = disk
@@ -117,7 +117,7 @@ def test_offline_nothing_goes_for_what_cannot_be_fetched(
     assert names(cache) == {"wanted", "pinned", "older", "newer"}
 
 
-def test_without_a_terminal_and_yes_nobody_is_asked_and_nothing_goes(
+def test_without_a_terminal_and_yes_nobody_is_asked_and_nothing_is_evicted(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:
     hub, cache = disk
@@ -127,7 +127,7 @@ def test_without_a_terminal_and_yes_nobody_is_asked_and_nothing_goes(
     assert fingerprint(cache.root) == before
 
 
-def test_nothing_goes_where_all_that_may_go_would_not_be_enough(
+def test_nothing_is_evicted_if_all_that_may_be_would_not_be_enough(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:
     hub, cache = disk

@@ -409,7 +409,7 @@ def test_the_picker_offers_models_and_takes_numbers(hub: LoopbackHub, tmp_path: 
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_bars_are_shown_on_a_terminal_and_not_without_colour(
+def test_bars_are_shown_on_a_terminal_and_not_without_color(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     hub.fault(slow(5000).on("model.safetensors"))

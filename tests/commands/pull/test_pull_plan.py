@@ -128,7 +128,7 @@ def test_patterns_choose_as_the_client_does(selection: FileSelection, chosen: se
     [FileSelection(include=("*.pth",)), FileSelection(exclude=("*",))],
     ids=["none", "all"],
 )
-def test_patterns_that_leave_nothing_are_an_error_of_usage(selection: FileSelection) -> None:
+def test_patterns_that_leave_nothing_are_a_usage_error(selection: FileSelection) -> None:
     with pytest.raises(UsageError):
         selection.choose("org/name", MANY)
 

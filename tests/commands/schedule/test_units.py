@@ -272,7 +272,7 @@ def test_an_agent_of_launchd_holds_the_words_and_the_schedule(words: list[str], 
 
 
 @given(st.binary(max_size=60))
-def test_what_others_wrote_is_not_ours(content: bytes) -> None:
+def test_what_others_wrote_is_left_alone(content: bytes) -> None:
     assert units.in_agent(content) is None
     assert units.in_timer(content.decode("latin-1")) is None
 

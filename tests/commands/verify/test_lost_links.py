@@ -1,4 +1,4 @@
-"""Links that were lost come back for no byte, without the network where the listing is here."""
+"""Lost links come back without a download, and without the network if the listing is here."""
 
 from __future__ import annotations
 

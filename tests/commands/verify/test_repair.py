@@ -282,7 +282,7 @@ def test_a_fault_at_every_call_makes_nothing_worse_and_the_next_repair_finishes(
 
 @pytest.mark.parametrize("holds", [False, True])
 @pytest.mark.parametrize("by", ["repair", "pull"])
-def test_a_folder_in_the_place_of_a_link_goes_only_if_it_is_empty(
+def test_a_folder_in_place_of_a_link_is_removed_only_if_it_is_empty(
     repair_hub: LoopbackHub, tmp_path: Path, by: str, holds: bool
 ) -> None:
     cache = tmp_path / "cache"
