@@ -1,4 +1,4 @@
-"""`vlmcache pull --make-room`: what was not used for a long time is evicted, shown and confirmed once."""
+"""`vlmcache pull --make-room`: evicts what was not used for a long time, after one question."""
 
 from __future__ import annotations
 
