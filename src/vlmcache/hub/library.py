@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from vlmcache.environment import is_on
 
@@ -116,27 +116,30 @@ class XetBar:
         return lambda *_arguments, **_options: None
 
 
-def xet_get(
-    path: str, xet_hash: str, size: int, route: str, headers: dict[str, str], bar: XetBar
-) -> None:
-    """Download a file through Xet; it may take any time and raise anything.
+class XetFile(NamedTuple):
+    """A file to download through Xet."""
 
-    Args:
-        path: where to.
-        xet_hash: of the file.
-        size: its length.
-        route: the address that gives out tokens for its repo.
-        headers: what is sent there.
-        bar: gets the progress.
-    """
+    path: str
+    """Where to."""
+    xet_hash: str
+    size: int
+    """Its length in bytes."""
+    route: str
+    """The address that gives out tokens for its repo."""
+    headers: dict[str, str]
+    """What is sent to that address."""
+
+
+def xet_get(file: XetFile, bar: XetBar) -> None:
+    """Download a file through Xet, and report to a bar; it may take any time and raise anything."""
     utils: Any = importlib.import_module("huggingface_hub.utils")
     file_download: Any = importlib.import_module("huggingface_hub.file_download")
     file_download.xet_get(
-        incomplete_path=Path(path),
-        xet_file_data=utils.XetFileData(file_hash=xet_hash, refresh_route=route),
-        headers=headers,
-        expected_size=size,
-        displayed_filename=os.path.basename(path),
+        incomplete_path=Path(file.path),
+        xet_file_data=utils.XetFileData(file_hash=file.xet_hash, refresh_route=file.route),
+        headers=file.headers,
+        expected_size=file.size,
+        displayed_filename=os.path.basename(file.path),
         _tqdm_bar=bar,
     )
 

@@ -296,15 +296,10 @@ class Transfer:
         if client.offline or not client.xet.available():
             return False
         temporary = f"{job.blob}.{uuid.uuid4().hex[:8]}{layout.PARTIAL_SUFFIX}"
-        request = {
-            "path": temporary,
-            "xet_hash": xet_hash,
-            "size": size,
-            "route": client.api(job.repo, "xet-read-token", job.commit),
-            "headers": client.headers,
-        }
+        route = client.api(job.repo, "xet-read-token", job.commit)
+        file = library.XetFile(temporary, xet_hash, size, route, client.headers)
         try:
-            self.received += client.xet.fetch(request, self.moved, client.data_timeout(0))
+            self.received += client.xet.fetch(file, self.moved, client.data_timeout(0))
             with partials.opened(job.tree, temporary) as descriptor:
                 check = client.stop_token.check
                 digest = partials.hash_of(descriptor, etag, size, size, check)

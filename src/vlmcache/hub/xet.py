@@ -53,11 +53,11 @@ class Xet:
         embedded = getattr(sys, "frozen", False) or not program.startswith("python")
         return not self._over and not embedded and library.has_xet()
 
-    def fetch(self, request: dict[str, Any], moved: Callable[[int], None], timeout: float) -> int:
+    def fetch(self, file: library.XetFile, moved: Callable[[int], None], timeout: float) -> int:
         """Download a file.
 
         Args:
-            request: what `library.xet_get` needs to know.
+            file: the file.
             moved: called with the number of bytes that are written.
             timeout: seconds without a byte of any file, after which Xet is given up.
 
@@ -72,7 +72,7 @@ class Xet:
             if self._over:
                 raise XetError("it failed before")
             process = self._process = self._process or _Process(self._started)
-        answers = process.ask(request)
+        answers = process.ask(file)
         silent, seen, transferred = 0.0, process.answered, 0
         while True:
             try:
@@ -93,7 +93,7 @@ class Xet:
             else:
                 # It can only be 0 if there were chunks to reuse.
                 is_reported = transferred or (process.chunks and process.early)
-                return transferred if is_reported else int(request["size"])
+                return int(transferred) if is_reported else file.size
 
     def _started(self, chunks: int) -> None:
         if chunks:
@@ -159,7 +159,7 @@ class _Process:
             return max(timeout, _START)
         return timeout if self.early else timeout * _LATE
 
-    def ask(self, request: dict[str, Any]) -> queue.SimpleQueue[dict[str, Any]]:
+    def ask(self, file: library.XetFile) -> queue.SimpleQueue[dict[str, Any]]:
         """Ask for a file, and return where the answers come."""
         answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         assert self._child.stdin is not None
@@ -170,7 +170,7 @@ class _Process:
                 answers.put({"problem": self.problem})
             # A process that has ended says so to `_listen`.
             with contextlib.suppress(OSError, ValueError):
-                line = json.dumps(request | {"id": self._number})
+                line = json.dumps(file._asdict() | {"id": self._number})
                 self._child.stdin.write(line.encode() + b"\n")
                 self._child.stdin.flush()
         return answers

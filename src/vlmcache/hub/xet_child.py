@@ -42,7 +42,7 @@ def _fetch(answers: int, asked: dict[str, Any]) -> None:
 
     bar = library.XetBar(moved)
     try:
-        library.xet_get(**asked, bar=bar)
+        library.xet_get(library.XetFile(**asked), bar)
     except BaseException as error:  # a panic of Rust code is no Exception
         problem = f"{type(error).__name__}: {reason_of(error)}"
         _send(answers, id=number, problem=problem)
