@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.trash import has_trash
-from vlmcache.change.plan import Outcome
-from vlmcache.commands.pull.room import Shortage, same_disk
+from vlmcache.change.plan import Outcome, Plan
+from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk
 from vlmcache.commands.pull.values import PlannedModel, PullOptions
 from vlmcache.config import Session, cached_repos
 from vlmcache.errors import VlmcacheError
@@ -21,16 +21,69 @@ if TYPE_CHECKING:
     from vlmcache.commands.remove.values import Removal
 
 
-def empty_trash(session: Session, shortage: Shortage, options: PullOptions) -> tuple[Outcome, ...]:
-    """Empty the trash, oldest first, if that makes enough room; return what became of it."""
-    if options.dry_run or not has_trash(session.cache.dir):
-        return ()
+class Room(NamedTuple):
+    """What was done to make room for downloads."""
+
+    outcomes: tuple[Outcome, ...] = ()
+    plan: Plan = Plan(())
+    """What is evicted, or would be."""
+    error: VlmcacheError | None = None
+    """Why the downloads cannot begin."""
+
+
+def room_for(
+    session: Session,
+    names: Sequence[str],
+    planned: Sequence[PlannedModel],
+    plans: Sequence[Plan],
+    options: PullOptions,
+) -> Room:
+    """Make room for downloads, as far as the options allow; only plan it with `--dry-run`.
+
+    Args:
+        session: what the command works on.
+        names: what was typed for the models.
+        planned: the models.
+        plans: what is to be done for them.
+        options: those of the pull.
+    """
+    shortage, outcomes = _shortage(session, plans, options)
+    removal = None
+    if shortage is not None and options.make_room:
+        removal = _make_room(session, planned, shortage, options)
+        if removal is not None and removal.receipt is not None:
+            shortage, emptied = _shortage(session, plans, options)
+            outcomes += removal.receipt.outcomes + emptied
+    plan = Plan(()) if removal is None else removal.plan
+    # A dry run that would make room is short of nothing.
+    if shortage is None or (
+        options.dry_run and (removal or _trash_frees(session, shortage) >= shortage.short)
+    ):
+        return Room(outcomes, plan)
+    receipt = removal.receipt if removal is not None else None
+    stopped = receipt.stopped if receipt is not None else None
+    hint = stopped or _what_helps(session, names, planned, shortage, options)
+    return Room(outcomes, plan, shortage.error(hint))
+
+
+def _shortage(
+    session: Session, plans: Sequence[Plan], options: PullOptions
+) -> tuple[Shortage | None, tuple[Outcome, ...]]:
+    """Return the disk that is short even if the trash is emptied, and what became of the trash.
+
+    The trash is emptied, oldest first, if that makes enough room.
+    """
+    location, limits = session.cache, session.config.limits
+    shortage = find_shortage(location.dir, limits, plans)
+    if shortage is None or options.dry_run or not has_trash(location.dir):
+        return shortage, ()
     from vlmcache.change.trash_room import empty_for
 
-    return empty_for(session, shortage.place, shortage.goal).outcomes
+    emptied = empty_for(session, shortage.place, shortage.goal).outcomes
+    return find_shortage(location.dir, limits, plans) if emptied else shortage, emptied
 
 
-def trash_frees(session: Session, shortage: Shortage) -> int:
+def _trash_frees(session: Session, shortage: Shortage) -> int:
     """Return the bytes that emptying the trash would give back to a disk that is short."""
     if not has_trash(session.cache.dir):
         return 0
@@ -39,7 +92,7 @@ def trash_frees(session: Session, shortage: Shortage) -> int:
     return in_trash(session, shortage.place)
 
 
-def make_room(
+def _make_room(
     session: Session, planned: Sequence[PlannedModel], shortage: Shortage, options: PullOptions
 ) -> Removal | None:
     """Evict what was not used for a long time, but nothing of the models asked for.
@@ -58,7 +111,7 @@ def make_room(
     if session.config.archive is not None or not _may_evict(session, shortage):
         return None
     keep = _asked_for(session, planned)
-    kept = trash_frees(session, shortage)
+    kept = _trash_frees(session, shortage)
     wanted = CleanOptions(free=shortage.goal - kept, keep=keep)
     proposed = clean(session, wanted, dry_run=True)
     # In a folder that does not exist yet, no goal is missed, and nothing can be removed.
@@ -107,12 +160,7 @@ def _moved_to_archive(
     return f"'{Advice(session).command('clean', *words)}' moves models to {archive}"
 
 
-def why_stopped(room: Removal | None) -> str | None:
-    """Return why making room was stopped, if it was."""
-    return room.receipt.stopped if room is not None and room.receipt is not None else None
-
-
-def what_helps(
+def _what_helps(
     session: Session,
     names: Sequence[str],
     planned: Sequence[PlannedModel],
@@ -123,7 +171,7 @@ def what_helps(
     if (moving := _moved_to_archive(session, planned, shortage)) is not None:
         return moving
     proposal = msgspec.structs.replace(options, dry_run=True)
-    if not options.make_room and make_room(session, planned, shortage, proposal):
+    if not options.make_room and _make_room(session, planned, shortage, proposal):
         again = options.command(session, names)
         return f"'{again} --make-room' proposes what to evict; or lower min_free"
     repos = {part.model.repo for part in planned}

@@ -18,21 +18,10 @@ from vlmcache.cache.trash import has_trash
 from vlmcache.change.abilities import check_filesystem
 from vlmcache.change.plan import Failure, Outcome, Plan, Receipt, joined
 from vlmcache.change.space import FreeSpace
-from vlmcache.commands.pull.making_room import (
-    empty_trash,
-    make_room,
-    trash_frees,
-    what_helps,
-    why_stopped,
-)
+from vlmcache.commands.pull.making_room import Room, room_for
 from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, VariantError, downloads_shown
 from vlmcache.commands.pull.prepare import check_result, prepare_needed, prepare_pull
-from vlmcache.commands.pull.room import (
-    Shortage,
-    abilities_needed,
-    find_shortage,
-    without_fetches,
-)
+from vlmcache.commands.pull.room import abilities_needed, without_fetches
 from vlmcache.commands.pull.values import (
     FileOrigin,
     LeftOut,
@@ -97,7 +86,6 @@ def _pull(
         note=progress.note,
     )
     space = FreeSpace(session.cache.dir)
-    outcomes: list[Outcome] = []
     rows: list[PulledModel] = []
     errors: list[tuple[str, VlmcacheError]] = []
     named = options.sources or session.config.sources
@@ -109,23 +97,11 @@ def _pull(
         plans = [without_fetches(order.plan, fetched) for order in orders]
         joined(plans).log("pull")
         unable = _unwritable(session.cache.dir, plans)
+        room = Room(error=unable)
         # Nothing is removed to make room for what cannot be fetched.
-        fetchable = options.dry_run or bool(client.sources) or not client.offline
-        shortage = None
-        if unable is None and fetchable:
-            shortage = _shortage(session, plans, options, outcomes)
-        room = None
-        if shortage is not None and options.make_room:
-            room = make_room(session, planned, shortage, options)
-            if room is not None and room.receipt is not None:
-                outcomes += room.receipt.outcomes
-                shortage = _shortage(session, plans, options, outcomes)
-        # A dry run that would make room is short of nothing.
-        if shortage is not None and not (
-            options.dry_run and (room or trash_frees(session, shortage) >= shortage.short)
-        ):
-            hint = why_stopped(room) or what_helps(session, names, planned, shortage, options)
-            unable = shortage.error(hint)
+        if unable is None and (options.dry_run or client.sources or not client.offline):
+            room = room_for(session, names, planned, plans, options)
+        unable, outcomes = room.error, [*room.outcomes]
         if unable is not None:
             errors.append(("", unable))
         idle = options.dry_run or unable is not None
@@ -155,7 +131,7 @@ def _pull(
     rows.sort(key=lambda row: row.needed_by is not None)
     report = PullReport(
         tuple(rows),
-        joined([*([room.plan] if room is not None else ()), *plans]),
+        joined([room.plan, *plans]),
         None if options.dry_run else receipt,
         (*unusable, *dropped, *(finding for part in planned for finding in part.findings)),
         session.cache.dir,
@@ -385,20 +361,6 @@ def _expire(session: Session, options: PullOptions) -> None:
         from vlmcache.change.trash_room import expire
 
         expire(session)
-
-
-def _shortage(
-    session: Session, plans: Sequence[Plan], options: PullOptions, outcomes: list[Outcome]
-) -> Shortage | None:
-    """Return the disk that is short even if the trash is emptied; `None` if none is.
-
-    The trash is emptied if that makes enough room, and what became of it is added to the outcomes.
-    """
-    shortage = find_shortage(session.cache.dir, session.config.limits, plans)
-    if shortage is not None and (emptied := empty_trash(session, shortage, options)):
-        outcomes += emptied
-        return find_shortage(session.cache.dir, session.config.limits, plans)
-    return shortage
 
 
 def _room_meanwhile(session: Session, part: PlannedModel) -> tuple[Outcome, ...]:
