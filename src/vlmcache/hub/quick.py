@@ -1,7 +1,7 @@
 """The one question of a pull that finds everything in place, without a heavy HTTP library.
 
-Starting huggingface_hub's session takes several times as long as asking. So if the cache seems
-complete, the standard library asks first; anything but a plain answer is left to `Client`.
+Starting huggingface_hub's session takes several times as long as the question itself. If the cache
+seems complete, the standard library asks first; anything but a plain answer is left to `Client`.
 """
 
 from __future__ import annotations
