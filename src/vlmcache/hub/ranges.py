@@ -92,7 +92,7 @@ class _Piece:
 class Ranges:
     """Additional connections for one file; none until the first proves slow.
 
-    One thread, which writes the file, calls all methods; close it in the end. It is long and yet one
+    One thread, which writes the file, calls all methods; close it in the end. It is one long
     class, since all of it is one state that one lock guards.
 
     Args:
@@ -200,7 +200,7 @@ class Ranges:
 
     def _measure(self, goal: float | None = None) -> None:
         """Measure the speed from now on: since when, from which count, and what it must reach."""
-        # The seconds without a byte from the first connection count too.
+        # `_waited` counts those seconds in which the first connection brought nothing.
         self._since = self._waiting_since = time.monotonic()
         self._from, self._waited, self._goal = self.received, 0.0, goal
 
@@ -361,7 +361,7 @@ class Ranges:
                         self._pieces.popleft()
                         raise piece.trouble
                     if self._is_held_up():
-                        # Its connection is slower than all others, so the first one fetches the rest.
+                        # Its connection is slower than all others: the first one fetches the rest.
                         self._held_up_since = None
                         self._pieces.popleft()
                         return None
