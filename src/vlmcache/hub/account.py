@@ -82,13 +82,15 @@ class Account:
             )
 
     @cached_property
-    @settings.reported
     def library(self) -> Library:
         """What is used of huggingface_hub, which is imported when the first request is made.
 
         Raises:
             SettingError: it cannot be built as the environment asks.
         """
+        return settings.built(self.environment, self._build)
+
+    def _build(self) -> Library:
         if "HF_HOME" in self.environment.from_file:
             # It moves the cache of models, but the side caches stay where the process has them.
             for variable, name in (("HF_XET_CACHE", "xet"), ("HF_MODULES_CACHE", "modules")):

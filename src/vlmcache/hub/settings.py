@@ -7,7 +7,6 @@ names the variable and its value, without a password. What they do not read is n
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import itertools
 import os
@@ -46,45 +45,38 @@ class Proxy(NamedTuple):
         return log.address_without_login(self.value)
 
 
-class _Account(Protocol):
-    environment: Environment
-
-
 class _Library(Protocol):
     @property
     def secret(self) -> str: ...
 
 
-_A = TypeVar("_A", bound=_Account)
 _L = TypeVar("_L", bound=_Library)
 
 
-def reported(build: Callable[[_A], _L]) -> Callable[[_A], _L]:
-    """Let what builds the client of an account fail only with a sentence about a setting."""
+def built(environment: Environment, build: Callable[[], _L]) -> _L:
+    """Return what a function builds to reach a hub.
 
-    @functools.wraps(build)
-    def built(account: _A) -> _L:
-        environment: Environment = account.environment
-        for problem in unusable(environment):
-            raise problem
-        try:
-            library = build(account)
-        except VlmcacheError:
-            raise
-        except Exception as error:
-            known = (bad_certificates, bad_key_log, bad_token_file)
-            for problem in itertools.chain.from_iterable(find(environment) for find in known):
-                raise problem from error
-            reason = log.scrub(reason_of(error))
-            raise SettingError(
-                f"the connection to a hub cannot be set up: {reason}",
-                "'vlmcache doctor' lists the variables that count",
-            ) from error
-        for problem in bad_token(library.secret, token_source(environment)):
-            raise problem
-        return library
-
-    return built
+    Raises:
+        SettingError: a variable keeps it from being built, or what was found is not a token.
+    """
+    for problem in unusable(environment):
+        raise problem
+    try:
+        library = build()
+    except VlmcacheError:
+        raise
+    except Exception as error:
+        known = (bad_certificates, bad_key_log, bad_token_file)
+        for problem in itertools.chain.from_iterable(find(environment) for find in known):
+            raise problem from error
+        reason = log.scrub(reason_of(error))
+        raise SettingError(
+            f"the connection to a hub cannot be set up: {reason}",
+            "'vlmcache doctor' lists the variables that count",
+        ) from error
+    for problem in bad_token(library.secret, token_source(environment)):
+        raise problem
+    return library
 
 
 def unusable(environment: Environment) -> Iterator[SettingError]:
