@@ -99,7 +99,8 @@ def test_without_a_listing_a_repair_does_what_the_links_show_and_says_what_else_
     elif "partial" in kind:
         # Other programs link what they have only when all of it is here.
         assert run.problem is not None
-        assert run.problem.hint == f"finish the download: vlmcache pull {REPO}"
+        again = f"vlmcache pull {REPO} --cache-dir {cache.root}"
+        assert run.problem.hint == f"finish the download: {again}"
         return
     else:
         assert run.problem is not None

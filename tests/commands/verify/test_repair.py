@@ -42,10 +42,12 @@ from vlmcache.errors import ExitCode
 DAMAGE = SEEN_BY_LOOKING | SEEN_BY_HASHING
 
 
-def repaired(hub: Hub, cache: Path, *, dry_run: bool = False, **extra: str) -> RepairReport:
+def repaired(
+    hub: Hub, cache: Path, variables: dict[str, str] | None = None, *, dry_run: bool = False
+) -> RepairReport:
     where = environment(hub, cache)
-    if extra:
-        where = read_environment(where.variables | extra, str(cache.parent))
+    if variables:
+        where = read_environment(where.variables | variables, str(cache.parent))
     location = CacheLocation(str(cache), "test")
     options = VerifyOptions(max_age=60.0, dry_run=dry_run)
     return repair(Session(where, config(), location), (), options, patience=QUICK)
@@ -181,7 +183,7 @@ def test_offline_it_says_what_it_would_need_and_changes_nothing(
     repo.revision(FILES)
     repo.flipped_bit(WEIGHTS)
     before = fingerprint(cache)
-    run = repaired(repair_hub, cache, **{switch: "1"})
+    run = repaired(repair_hub, cache, {switch: "1"})
     assert run.problem is not None
     assert run.problem.exit_code == ExitCode.HUB
     assert run.problem.message.startswith(f"{switch} is set: ")
@@ -193,7 +195,7 @@ def test_offline_it_says_what_it_would_need_and_changes_nothing(
     assert fingerprint(cache) == before
     repo.flipped_bit(WEIGHTS)
     repo.dangling_link(WEIGHTS)
-    assert repaired(repair_hub, cache, **{switch: "1"}).problem is None
+    assert repaired(repair_hub, cache, {switch: "1"}).problem is None
 
 
 def test_offline_the_trash_is_not_emptied_for_a_repair(repair_hub: LoopbackHub) -> None:

@@ -279,7 +279,7 @@ def test_what_to_do_about_damage_is_a_command_that_repairs_it(cache: CacheBuilde
     session = Session(read_environment(), mine, CacheLocation(str(cache.root), "test"))
     error = verify(session, ["mine"]).problem
     assert error is not None
-    assert error.hint == "fetch it: vlmcache pull org/absent"
+    assert error.hint == "fetch it: vlmcache pull org/absent --config config.yaml"
 
     data = cache.repo("org/data", "dataset")
     data.revision({"a.bin": b"data" * 1000})
@@ -288,7 +288,8 @@ def test_what_to_do_about_damage_is_a_command_that_repairs_it(cache: CacheBuilde
     assert found.findings == ()
     error = found.problem
     assert error is not None
-    assert error.hint == "'vlmcache verify --repair' fetches what is bad, and only that"
+    again = "vlmcache verify --repair --config config.yaml"
+    assert error.hint == f"'{again}' fetches what is bad, and only that"
     shown = status(session)
     remedies = [one.remedy for one in shown.findings if one.severity == "error"]
     assert remedies == ["vlmcache pull datasets/org/data --config config.yaml"]
