@@ -126,17 +126,15 @@ class Group:
         return members
 
     def _publish(self, place: Callable[[Tree, Task, BlobJob], None]) -> None:
-        synced = False
         try:
             for member in self._members:
                 os.fsync(member.file.fileno())
                 member.file.close()
-            synced = True
-        finally:
-            if not synced:
-                # The system reports it once: a later sync of the same bytes would seem to succeed.
-                for member in self._members:
-                    self._tree.discard(member.transfer.job.partial)
+        except BaseException:
+            # The system reports it once: a later sync of the same bytes would seem to succeed.
+            for member in self._members:
+                self._tree.discard(member.transfer.job.partial)
+            raise
         for member in self._members:
             self._tree.rename(member.transfer.job.partial, member.transfer.job.blob)
         self._tree.sync()

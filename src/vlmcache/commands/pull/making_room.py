@@ -9,7 +9,6 @@ import msgspec
 
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
-from vlmcache.cache.trash import has_trash
 from vlmcache.change.plan import Outcome, Plan
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk
 from vlmcache.commands.pull.values import PlannedModel, PullOptions
@@ -51,16 +50,18 @@ def room_for(
     removal = None
     if shortage is not None and options.make_room:
         removal = _make_room(session, planned, shortage, options)
-        if removal is not None and removal.receipt is not None:
-            shortage, emptied = _shortage(session, plans, options)
-            outcomes += removal.receipt.outcomes + emptied
-    plan = Plan(()) if removal is None else removal.plan
-    # A dry run that would make room is short of nothing.
-    if shortage is None or (
-        options.dry_run and (removal or _trash_frees(session, shortage) >= shortage.short)
-    ):
-        return Room(outcomes, plan)
     receipt = removal.receipt if removal is not None else None
+    if receipt is not None:
+        shortage, emptied = _shortage(session, plans, options)
+        outcomes += receipt.outcomes + emptied
+    plan = removal.plan if removal is not None else Plan(())
+    # A dry run that would make room is short of nothing.
+    if shortage is None or (options.dry_run and removal):
+        return Room(outcomes, plan)
+    from vlmcache.change.trash_room import in_trash
+
+    if options.dry_run and in_trash(session, shortage.place) >= shortage.short:
+        return Room(outcomes, plan)
     stopped = receipt.stopped if receipt is not None else None
     hint = stopped or _what_helps(session, names, planned, shortage, options)
     return Room(outcomes, plan, shortage.error(hint))
@@ -75,21 +76,12 @@ def _shortage(
     """
     location, limits = session.cache, session.config.limits
     shortage = find_shortage(location.dir, limits, plans)
-    if shortage is None or options.dry_run or not has_trash(location.dir):
+    if shortage is None or options.dry_run:
         return shortage, ()
     from vlmcache.change.trash_room import empty_for
 
     emptied = empty_for(session, shortage.place, shortage.goal).outcomes
     return find_shortage(location.dir, limits, plans) if emptied else shortage, emptied
-
-
-def _trash_frees(session: Session, shortage: Shortage) -> int:
-    """Return the bytes that emptying the trash would give back to a disk that is short."""
-    if not has_trash(session.cache.dir):
-        return 0
-    from vlmcache.change.trash_room import in_trash
-
-    return in_trash(session, shortage.place)
 
 
 def _make_room(
@@ -105,13 +97,14 @@ def _make_room(
         may be evicted would not be enough, or if a working folder's `min_free` asks for more than
         the user's own: then nothing is removed.
     """
+    from vlmcache.change.trash_room import in_trash
     from vlmcache.commands.remove.clean import clean
     from vlmcache.commands.remove.values import CleanOptions
 
     if session.config.archive is not None or not _may_evict(session, shortage):
         return None
     keep = _asked_for(session, planned)
-    kept = _trash_frees(session, shortage)
+    kept = in_trash(session, shortage.place)
     wanted = CleanOptions(free=shortage.goal - kept, keep=keep)
     proposed = clean(session, wanted, dry_run=True)
     # In a folder that does not exist yet, no goal is missed, and nothing can be removed.

@@ -241,19 +241,14 @@ def open_sources(
             opened.sources.append(_open_in_time(session, client, text, token))
         except (OSError, VlmcacheError, TroubleError) as caught:
             error = caught.error if isinstance(caught, TroubleError) else caught
+            hint = error.hint if isinstance(error, VlmcacheError) else None
             words = error.message if isinstance(error, VlmcacheError) else reason_of(error)
             name = without_password(text)
             if isinstance(error, UsageError) and number < len(set(named)):
                 raise UsageError(f"--from {name}: {words}", error.hint) from error
             detail = f"{name} cannot be used: {words}"
-            opened.findings.append(
-                Finding("source-unusable", "warning", None, name, detail, _hint(error))
-            )
+            opened.findings.append(Finding("source-unusable", "warning", None, name, detail, hint))
     return opened
-
-
-def _hint(error: Exception) -> str | None:
-    return error.hint if isinstance(error, VlmcacheError) else None
 
 
 def _open_in_time(session: Session, client: Client, text: str, token: str | None) -> Source:
@@ -299,11 +294,10 @@ def _open(session: Session, client: Client, text: str, token: str | None) -> Sou
             return OllamaStore(name, blobs)
     for folder in (path, os.path.join(path, "hub")):
         if _is_cache(folder):
-            own = session.cache.dir
-            mine = identity_of(own)
-            if mine is not None and mine == identity_of(folder):
+            own = identity_of(session.cache.dir)
+            if own is not None and own == identity_of(folder):
                 raise UsageError("this is the cache that is pulled into")
-            return OtherCache(name, folder, _device(own))
+            return OtherCache(name, folder, own[0] if own is not None else None)
     raise UsageError(
         "not a hub cache, a store of 'vlmcache backup' or an Ollama store",
         "name the folder that holds models--owner--name, or the file of a backup",
@@ -354,12 +348,6 @@ def _is_cache(folder: str) -> bool:
         return False
     with os.scandir(folder) as entries:
         return any(layout.parse_repo_folder(entry.name) is not None for entry in entries)
-
-
-def _device(folder: str) -> int | None:
-    with contextlib.suppress(OSError):
-        return os.stat(folder).st_dev
-    return None
 
 
 def _size_of(descriptor: int) -> int:

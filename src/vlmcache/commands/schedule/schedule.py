@@ -14,7 +14,7 @@ import msgspec
 from vlmcache import scheduled
 from vlmcache.cache.owners import owner_name
 from vlmcache.cache.reading import JSON_ERRORS
-from vlmcache.cache.state import Finding, Severity
+from vlmcache.cache.state import Finding
 from vlmcache.cache.tree import is_root
 from vlmcache.commands.schedule import plan, units
 from vlmcache.commands.schedule.timers import Cron, Systemd, Timers, all_timers
@@ -181,20 +181,19 @@ def _problems(
     again = plan.how_to_run(schedule)
     broken = _broken(schedule)
     if broken:
-        yield _finding("schedule-program", "error", path, f"{schedule.name}: {broken}", again)
+        yield Finding("schedule-program", "error", None, path, f"{schedule.name}: {broken}", again)
     yield from _notes(timers, schedule)
     if isinstance(timers, Systemd) and not timers.missing() and not timers.is_active(schedule):
         remedy = f"{timers.activates} {units.timer_name(schedule.name)}"
         detail = f"{schedule.name}: the timer is not active, so nothing runs"
-        yield _finding("schedule-inactive", "warning", path, detail, remedy)
+        yield Finding("schedule-inactive", "warning", None, path, detail, remedy)
     if last is not None and not last.running:
         age = (datetime.now(timezone.utc) - last.begun).total_seconds()
         long = plan.overdue(schedule, age)
         if long:
-            detail = (
-                f"{schedule.name}: it did not run for {long}, and should {schedule.when.in_words}"
-            )
-            yield _finding("schedule-overdue", "warning", path, detail, timers.log(schedule))
+            when = schedule.when.in_words
+            detail = f"{schedule.name}: it has not run for {long} and should run {when}"
+            yield Finding("schedule-overdue", "warning", None, path, detail, timers.log(schedule))
 
 
 def program() -> tuple[str, ...]:
@@ -207,26 +206,29 @@ def program() -> tuple[str, ...]:
 def _notes(timers: Timers, schedule: Schedule) -> Iterator[Finding]:
     """Yield under which conditions the timer does not run what it holds."""
     if isinstance(timers, Systemd) and not timers.lingers:
-        yield _finding(
+        yield Finding(
             "schedule-no-linger",
             "warning",
+            None,
             timers.folder,
             "timers run only while you are logged in: lingering is off",
             "loginctl enable-linger",
         )
     if isinstance(timers, Cron) and not timers.runs:
-        yield _finding(
+        yield Finding(
             "schedule-no-daemon",
             "warning",
+            None,
             timers.path,
             "cron is installed, but its daemon does not run: nothing starts on time",
             "sudo service cron start",
         )
     sudoer = os.environ.get("SUDO_USER")
     if is_root() and sudoer and sudoer != "root":
-        yield _finding(
+        yield Finding(
             "schedule-as-root",
             "info",
+            None,
             timers.kind,
             f"{schedule.name} runs as root; without sudo it runs as {sudoer}",
         )
@@ -237,14 +239,7 @@ def _secrets(environment: Environment) -> Iterator[Finding]:
     names = plan.secret_variables(environment)
     if names:
         detail = f"not written into the timer, since they hold secrets: {', '.join(names)}"
-        yield _finding("schedule-secret", "info", "environment", detail)
-
-
-def _finding(
-    code: str, severity: Severity, path: str, detail: str, remedy: str | None = None
-) -> Finding:
-    """Return a finding that is about no repo."""
-    return Finding(code, severity, None, path, detail, remedy)
+        yield Finding("schedule-secret", "info", None, "environment", detail)
 
 
 def _refuse_borrowed_home() -> None:

@@ -92,11 +92,9 @@ def _problem(session: Session, verification: Verification) -> VlmcacheError | No
         f"{len(bad)} {word}" for word, bad in (("damaged", damaged), ("missing", missing)) if bad
     ]
     if not counts:
-        for finding in verification.findings:
-            if finding.code == "unreadable-file":
-                message = f"not everything could be verified: {finding.detail}"
-                return PartlyError(message, finding.remedy)
-        return None
+        unread = [known for known in verification.findings if known.code == "unreadable-file"]
+        why = f"not everything could be verified: {unread[0].detail}" if unread else ""
+        return PartlyError(why, unread[0].remedy) if unread else None
     hint = f"'{command('verify', '--repair', *options)}' fetches what is bad, and only that"
     if not damaged and all(file.file == "*" for file in missing):
         names = [
