@@ -119,9 +119,8 @@ def _line(model: PulledModel, report: PullReport) -> Text:
         return Text(f"{name}: {size_text(model.to_fetch)} in {files} to fetch (of {facts})")
     line = Text(f"{name}: ")
     line.append("pulled", "green")
-    speed = ""
-    if model.fetched:
-        speed = f" at {size_text(int(model.fetched / max(model.seconds, 0.001)))}/s"
+    rate = size_text(int(model.fetched / max(model.seconds, 0.001)))
+    speed = f" at {rate}/s" if model.fetched else ""
     took = duration_text(model.seconds) if model.seconds >= 1 else f"{model.seconds:.1f} s"
     line.append(f", {size_text(model.fetched)} fetched in {took}{speed} ({facts})")
     return line

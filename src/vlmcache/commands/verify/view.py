@@ -60,12 +60,9 @@ def _show_plan(out: Console, plan: Plan, *, done: bool) -> None:
     if done:
         return
     for action in plan.actions:
-        size = ""
-        if isinstance(action, Fetch):
-            size = f" {size_text(action.size - action.have)}"
-        print_line(
-            out, _line(f"{action.__struct_config__.tag}{size}", "", action.path, action.reason)
-        )
+        size = f" {size_text(action.size - action.have)}" if isinstance(action, Fetch) else ""
+        word = f"{action.__struct_config__.tag}{size}"
+        print_line(out, _line(word, "", action.path, action.reason))
     print_line(out, Text(f"To fetch: {size_text(plan.to_fetch)}."))
 
 
