@@ -124,7 +124,7 @@ def cache(tmp_path: Path) -> CacheBuilder:
 
 
 @pytest.fixture
-def mending_hub() -> Iterator[LoopbackHub]:
+def repair_hub() -> Iterator[LoopbackHub]:
     """A hub that has what tests/kit/damages.py damages in a cache."""
     with LoopbackHub() as hub:
         hub.add_repo(REPO).commit(damages.FILES)

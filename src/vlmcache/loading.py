@@ -106,11 +106,11 @@ def load_from(
     except NotDownloadedError:
         # The pull's machinery is imported only where there is something to pull.
         from vlmcache.commands.pull.pull import pull
-        from vlmcache.commands.pull.values import PullOptions, in_words
+        from vlmcache.commands.pull.values import PullOptions, needs_text
 
         def refuse(others: Sequence[PlannedModel]) -> bool:
             raise UnconfirmedError(
-                f"{in_words(others)}, and nothing was fetched", units.command("pull", key)
+                f"{needs_text(others)}, and nothing was fetched", units.command("pull", key)
             )
 
         pull(session, [key], PullOptions(agree=refuse)).check()

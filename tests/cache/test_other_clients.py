@@ -106,35 +106,35 @@ def pulled(repo: CachedRepo, hub: LoopbackHub, partial: Path) -> tuple[int, int,
 
 @pytest.mark.parametrize("suffix", BEGUN)
 def test_a_pull_copies_what_another_program_left_behind_and_leaves_it_as_it_is(
-    missing: CachedRepo, mending_hub: LoopbackHub, suffix: str
+    missing: CachedRepo, repair_hub: LoopbackHub, suffix: str
 ) -> None:
     path = missing.partial(missing.file(WEIGHTS).etag, data=DATA[:5000], age=7200, suffix=suffix)
-    assert pulled(missing, mending_hub, path) == (5000, len(DATA), len(DATA) - 5000)
+    assert pulled(missing, repair_hub, path) == (5000, len(DATA), len(DATA) - 5000)
 
 
 def test_the_longest_of_several_beginnings_is_copied(
-    missing: CachedRepo, mending_hub: LoopbackHub
+    missing: CachedRepo, repair_hub: LoopbackHub
 ) -> None:
     etag = missing.file(WEIGHTS).etag
     for number, suffix in enumerate(BEGUN):
         missing.partial(etag, data=DATA[: 1000 * number], age=7200, suffix=suffix)
     longest = missing.partial(etag, data=DATA[:8000], age=7200, suffix=".76543210.incomplete")
-    assert pulled(missing, mending_hub, longest)[2] == len(DATA) - 8000
+    assert pulled(missing, repair_hub, longest)[2] == len(DATA) - 8000
 
 
 @pytest.mark.parametrize("suffix", BEGUN)
 def test_a_beginning_that_turns_out_wrong_costs_one_new_start(
-    missing: CachedRepo, mending_hub: LoopbackHub, suffix: str
+    missing: CachedRepo, repair_hub: LoopbackHub, suffix: str
 ) -> None:
     wrong = WRONG + DATA[len(WRONG) : 5000]
     path = missing.partial(missing.file(WEIGHTS).etag, data=wrong, age=7200, suffix=suffix)
-    assert pulled(missing, mending_hub, path)[2] == 2 * len(DATA) - 5000
+    assert pulled(missing, repair_hub, path)[2] == 2 * len(DATA) - 5000
 
 
 @pytest.mark.parametrize("suffix", BEGUN)
 @pytest.mark.parametrize("why", ["fresh", "holes", "longer", "empty"])
 def test_a_partial_that_may_still_be_written_or_is_not_a_beginning_is_not_used(
-    missing: CachedRepo, mending_hub: LoopbackHub, suffix: str, why: str
+    missing: CachedRepo, repair_hub: LoopbackHub, suffix: str, why: str
 ) -> None:
     data = {"longer": DATA + b"x", "empty": b""}.get(why, DATA[:5000])
     age = 60 if why == "fresh" else 7200
@@ -145,27 +145,27 @@ def test_a_partial_that_may_still_be_written_or_is_not_a_beginning_is_not_used(
             file.seek(len(DATA) - 4096)
             file.write(DATA[-4096:])
         os.utime(path, (1, 1))
-    assert pulled(missing, mending_hub, path) == (0, len(DATA), len(DATA))
+    assert pulled(missing, repair_hub, path) == (0, len(DATA), len(DATA))
 
 
 def test_a_partial_that_a_process_has_open_is_not_used(
-    missing: CachedRepo, mending_hub: LoopbackHub
+    missing: CachedRepo, repair_hub: LoopbackHub
 ) -> None:
     path = missing.partial(
         missing.file(WEIGHTS).etag, data=DATA[:5000], age=7200, suffix=".downloadInProgress"
     )
     with path.open("ab") as file, subprocess.Popen(["sleep", "60"], stdin=file) as sleeper:
-        assert pulled(missing, mending_hub, path)[2] == len(DATA)
+        assert pulled(missing, repair_hub, path)[2] == len(DATA)
         sleeper.kill()
 
 
 def test_our_own_partial_is_continued_whatever_another_program_has(
-    missing: CachedRepo, mending_hub: LoopbackHub
+    missing: CachedRepo, repair_hub: LoopbackHub
 ) -> None:
     etag = missing.file(WEIGHTS).etag
     missing.partial(etag, data=DATA[:2000], age=60, old_style=True)
     path = missing.partial(etag, data=DATA[:5000], age=7200, suffix=".sync.part")
-    have, needs, sent = pulled(missing, mending_hub, path)
+    have, needs, sent = pulled(missing, repair_hub, path)
     assert (have, needs, sent) == (2000, len(DATA) - 2000, len(DATA) - 2000)
 
 

@@ -1,4 +1,4 @@
-"""Whatever a hub answers: an error of ours at most, and nothing wrong in the cache or beside it."""
+"""Whatever a hub answers: an error of ours at most, and nothing wrong in or next to the cache."""
 
 from __future__ import annotations
 

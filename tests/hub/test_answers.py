@@ -33,7 +33,7 @@ from tests.kit.hub import (
 from tests.kit.pulls import QUICK, REPO, Listener, expected, lies, pull, vlmcache
 from vlmcache.commands.pull.values import PullReport
 from vlmcache.errors import BadAnswerError, ExitCode
-from vlmcache.hub.answers import Answer
+from vlmcache.hub.answers import FileAnswer
 from vlmcache.hub.retry import Backoff, Patience, TroubleError
 from vlmcache.progress import StopToken
 
@@ -117,8 +117,8 @@ def test_a_coding_that_nobody_here_can_read_does_not_matter_if_the_body_has_none
         ("br", "junk", "a body in the coding br, which cannot be decoded"),
         ("zstd", "junk", "a body in the coding zstd, which cannot be decoded"),
         ("gzip, gzip, gzip", "gzip, gzip, gzip", "which cannot be decoded"),
-        ("", "junk", "100,000 bytes, and not the 200,000 that are listed"),
-        ("gzip", "junk", "a body that is not the gzip that it says it is"),
+        ("", "junk", "100,000 bytes instead of the 200,000 that are listed"),
+        ("gzip", "junk", "a body that is not gzip although its header says so"),
         ("gzip", "bomb", "more than the 200,000 bytes that are listed"),
     ],
 )
@@ -148,7 +148,7 @@ def test_what_decodes_to_much_more_than_the_file_takes_little_memory() -> None:
     given = {"Content-Encoding": "gzip"}
     response = SimpleNamespace(status_code=200, headers=httpx2.Headers(given), url="http://a/b")
     client: Any = SimpleNamespace(library=library)
-    answer = Answer(client, response, WEIGHTS, 3_000_000, 0)
+    answer = FileAnswer(client, response, WEIGHTS, 3_000_000, 0)
     tracemalloc.start()
     try:
         for read, data in enumerate(answer.content(iter([bomb]))):

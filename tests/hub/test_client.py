@@ -16,6 +16,7 @@ import pytest
 
 from tests.kit.hub import LoopbackHub, status
 from tests.kit.pulls import REPO, pull
+from vlmcache import log
 from vlmcache.config import Environment, read_environment
 from vlmcache.errors import HostileListingError, SettingError, UsageError
 from vlmcache.hub import client as hub_client
@@ -108,9 +109,9 @@ def test_a_wait_can_be_given_as_a_date() -> None:
 
 
 def test_secrets_are_cut_out_of_every_text() -> None:
-    one = client("https://me:pass@mirror.example/hf", token="hf_topsecret")
-    assert one.name == "https://mirror.example/hf"
-    text = one.scrub(
+    account = client("https://me:pass@mirror.example/hf", token="hf_topsecret")
+    assert account.name == "https://mirror.example/hf"
+    text = log.scrub(
         "Bearer hf_topsecret at https://me:pass@mirror.example/x?X-Signature=abc and 'done'"
     )
     assert text == "Bearer *** at https://mirror.example/x and 'done'"
@@ -165,17 +166,17 @@ def test_what_cannot_be_a_token_is_refused_and_not_shown(token: str) -> None:
 
 
 def test_a_secret_is_cut_out_as_python_writes_it_too() -> None:
-    one = client("http://127.0.0.1:9", token="hf_a\\b")
-    assert one.scrub(f"header {one.token!r}") == "header '***'"
+    account = client("http://127.0.0.1:9", token="hf_a\\b")
+    assert log.scrub(f"header {account.token!r}") == "header '***'"
 
 
 @pytest.mark.parametrize("endpoint", ["http://localhost:99999", "http://[bad", "http://h:x"])
-def test_an_endpoint_that_is_no_address_is_told_in_one_line(endpoint: str) -> None:
+def test_an_endpoint_that_is_not_an_address_is_reported_in_one_line(endpoint: str) -> None:
     with pytest.raises(SettingError, match="HF_ENDPOINT is not an address"):
         find_commit(client(endpoint), REPO, "main")
 
 
-def test_an_endpoint_that_is_no_address_is_shown_without_its_password() -> None:
+def test_an_endpoint_that_is_not_an_address_is_shown_without_its_password() -> None:
     with pytest.raises(SettingError) as raised:
         find_commit(client("http://me:pass@localhost:99999"), REPO, "main")
     assert raised.value.message.endswith("http://localhost:99999")

@@ -1,6 +1,6 @@
 """Whichever call of a pull fails, or is its last: no lie in the cache, and running again finishes.
 
-A failure that the disk reports is told in one line with its exit code; it never passes for success.
+A failure that the disk reports is one line with its exit code; it never passes for success.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Pull(Subject[PullReport]):
 
     def __init__(self, hub: HubProcess, right: dict[str, Entry], fault: Fault) -> None:
         self.hub = hub
-        # The tag only tells backup programs to skip the cache; nothing is told if it lacks.
+        # The tag only makes backup programs skip the cache; nothing is said if it is missing.
         self.right = {name: entry for name, entry in right.items() if name != layout.CACHE_TAG}
         self.wanted = ExitCode.SPACE if fault == errno.ENOSPC else ExitCode.FAILED
 

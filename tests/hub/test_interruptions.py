@@ -34,7 +34,7 @@ from tests.kit.pulls import (
     vlmcache,
 )
 from vlmcache.cache import layout
-from vlmcache.commands.pull import pull as pull_command
+from vlmcache.commands.pull import making_room
 from vlmcache.errors import ExitCode
 
 SIZE = 4_000_000
@@ -269,7 +269,7 @@ def test_a_disk_that_fills_up_keeps_what_came_and_the_rest_follows(
         cache = disk / "cache"
         filler = disk / "filler"
         filler.write_bytes(b"x" * (SIZE // 2))
-        monkeypatch.setattr(pull_command, "find_shortage", lambda *_: None)
+        monkeypatch.setattr(making_room, "find_shortage", lambda *_: None)
         run = pull(hub, cache)
         assert run.problem is not None
         assert run.problem.exit_code == ExitCode.SPACE

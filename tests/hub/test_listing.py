@@ -67,7 +67,7 @@ def hub() -> Iterator[LoopbackHub]:
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=[ascii(name)[:20] for name in HOSTILE])
-def test_a_name_that_leaves_the_folder_refuses_the_whole_repo(
+def test_a_repo_is_refused_if_a_name_leaves_its_folder(
     hub: LoopbackHub, tmp_path: Path, name: str
 ) -> None:
     hub.add_repo(REPO).commit({"config.json": b"{}", name: b"evil"})
@@ -156,14 +156,14 @@ def test_hashes_in_capital_letters_are_the_same_hashes(hub: LoopbackHub, tmp_pat
     assert client_finds(hub, tmp_path / "cache", REPO)
 
 
-def test_a_file_that_is_a_folder_too_refuses_the_whole_repo() -> None:
+def test_a_repo_is_refused_if_a_file_is_a_folder_too() -> None:
     file = TreeFile(1, "a" * 40)
     with pytest.raises(HostileListingError, match="folder"):
         check_names(REPO, {"a/b": file, "a": file})
 
 
 @pytest.mark.parametrize("etag", ["../../x", "a" * 31, "", "A" * 40, "g" * 64])
-def test_a_hash_that_is_none_refuses_the_whole_repo(etag: str) -> None:
+def test_a_repo_is_refused_if_a_hash_is_not_one(etag: str) -> None:
     with pytest.raises(HostileListingError, match="hash"):
         check_names(REPO, {"a": TreeFile(1, "a" * 40, lfs_sha256=etag or "x", lfs_size=1)})
 
@@ -367,7 +367,7 @@ def test_of_names_that_the_disk_takes_for_one_the_needed_one_stays(
         assert run.problem is None
         assert {file.path for file in run.models[0].left_out} == refused
         assert pull(hub, cache).models[0].state == "cached"
-    # A filesystem that tells them apart gets them all.
+    # A filesystem that keeps them apart gets them all.
     assert pull(hub, cache, selection=FileSelection(every=True)).problem is None
     assert {path.name for path in cache.glob("*/snapshots/*/**/*") if path.is_file()} == {
         Path(name).name for name in files

@@ -91,7 +91,9 @@ def test_a_hub_that_hangs_does_not_hold_up_what_is_cached(hub: LoopbackHub, tmp_
     assert run.findings[0].code == "hub-not-asked"
 
 
-def test_what_is_cached_is_told_without_huggingface_hub(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_what_is_cached_is_reported_without_huggingface_hub(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
     hub.add_repo(REPO).commit(FILES)
     cache = tmp_path / "cache"
     assert vlmcache(hub, cache, "pull", REPO).returncode == 0

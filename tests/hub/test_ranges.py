@@ -1,4 +1,4 @@
-"""One large file over several connections where one is slow: whole, right, little sent twice."""
+"""One large file over several connections if one is slow: complete, correct, little sent twice."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_pieces_are_asked_of_the_final_address_and_not_of_the_hub_each_time(
     assert hub.count(contains=f"resolve/{hub._repos['model', REPO].find('main')}/{WEIGHTS}") == 1
 
 
-def test_an_address_that_expires_is_renewed_and_the_pieces_go_on(
+def test_an_address_that_expires_is_renewed_and_the_pieces_continue(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     hub.fault(slow(RATE).on(WEIGHTS))
@@ -302,7 +302,7 @@ def partial(cache: Path) -> bytes:
     return found.read_bytes()
 
 
-def test_after_kill_9_amid_pieces_the_partial_is_a_beginning_and_is_gone_on_from(
+def test_after_kill_9_amid_pieces_the_partial_is_a_beginning_and_is_continued(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"

@@ -140,8 +140,8 @@ def test_a_question_that_is_redirected_elsewhere_says_that_the_token_stays_behin
     assert problem.exit_code == ExitCode.HUB
     assert f"{target} answers {code}" in problem.message
     assert problem.hint is not None
-    told = f"the token was not forwarded: it is only sent to {hub.url}, which redirects to"
-    assert (f"{told} {hub.cdn_url}" in problem.hint) == (token is not None)
+    hint = f"the token was not forwarded: it is only sent to {hub.url}, which redirects to"
+    assert (f"{hint} {hub.cdn_url}" in problem.hint) == (token is not None)
 
 
 def test_a_hub_that_a_dotenv_names_is_refused_with_what_lets_one_in(

@@ -107,7 +107,7 @@ def most_bytes(server: str, length: int, wrong_at: int | None, cut_after: int | 
     elif resumes:
         most += SIZE - kept + (SIZE if wrong else 0)
     else:
-        # All of it, once more after a line that was cut, and the 416 tells it early.
+        # All of it, once more after a connection that was cut; the 416 shows it early.
         most += SIZE
     return most + (min(cut_after, SIZE) if cut_after is not None and not resumes else 0)
 

@@ -1,4 +1,4 @@
-"""What a killed pull can leave beside the cache's own files is known, and `clean` removes it."""
+"""What a killed pull can leave next to the cache's own files is known, and `clean` removes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What arrives is right, whatever happens on the way, and little is sent twice."""
+"""What arrives is correct, whatever happens on the way, and little is sent twice."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_cut_costs_nothing_that_had_arrived(hub: LoopbackHub, tmp_path: Path, 
     assert_right(tmp_path / "cache", tmp_path)
 
 
-def test_a_pull_after_one_that_gave_up_goes_on_from_its_partial(
+def test_a_pull_after_one_that_gave_up_continues_its_partial(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     hub.fault(cut(SIZE * 6 // 10).on(WEIGHTS))
@@ -176,7 +176,7 @@ def test_a_partial_that_is_wrong_costs_one_new_start(hub: LoopbackHub, tmp_path:
     assert_right(tmp_path / "cache", tmp_path)
 
 
-def test_a_partial_of_the_client_is_gone_on_from(
+def test_a_partial_of_the_client_is_continued(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partials, "_boot_time", float)
@@ -202,7 +202,7 @@ def test_a_partial_that_cannot_be_a_beginning_is_not_counted(
     assert fetches(plan)[WEIGHTS].have == 0
     assert pull(hub, tmp_path / "cache").problem is None
     assert hub.bytes_sent(WEIGHTS) == SIZE
-    # It is not ours to remove: `clean` tells when it is stale.
+    # It is not ours to remove: `clean` knows when it is stale.
     assert partial.exists()
 
 
@@ -256,7 +256,7 @@ def test_the_hub_says_how_long_to_wait_and_is_obeyed(hub: LoopbackHub, tmp_path:
     assert time.monotonic() - started >= 2.0
 
 
-def test_a_wait_that_is_too_long_is_refused_at_once(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_wait_that_is_too_long_is_refused_immediately(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault(rate_limited(100_000).on("/revision/", times=None))
     run = pull(hub, tmp_path / "cache")
     assert run.problem is not None
@@ -313,12 +313,12 @@ def test_modes_follow_the_umask_as_the_clients_do(hub: LoopbackHub, tmp_path: Pa
     assert {blob.stat().st_mode & 0o777 for blob in blobs} == {0o600}
 
 
-def test_a_slow_hub_is_no_hang(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_slow_hub_does_not_count_as_hanging(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault(slow(SIZE * 2).on(WEIGHTS))
     assert pull(hub, tmp_path / "cache").problem is None
 
 
-def test_a_hub_that_sends_no_parts_of_a_file_is_asked_for_the_whole(
+def test_a_hub_that_sends_no_parts_of_a_file_is_asked_for_all_of_it(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     hub.fault(cut(SIZE // 2).on(WEIGHTS))
@@ -371,7 +371,7 @@ def test_a_cached_model_does_not_wait_for_a_hub_that_has_had_enough(
 
 
 @pytest.mark.parametrize("source", ["--cache-dir", "HF_HUB_CACHE"])
-def test_the_command_that_goes_on_is_the_one_that_was_given(
+def test_the_command_that_continues_is_the_one_that_was_given(
     hub: LoopbackHub, tmp_path: Path, source: str
 ) -> None:
     cache = tmp_path / "my cache"

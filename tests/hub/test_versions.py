@@ -21,12 +21,12 @@ PART = (
     "tests/hub/test_library.py",
     "tests/hub/test_xet.py::test_files_come_through_xet_and_are_shared_as_the_client_does",
     "tests/hub/test_xet.py::test_one_failure_is_enough_for_all_models_of_a_run",
-    "tests/hub/test_xet.py::test_a_slow_cas_is_no_hang",
+    "tests/hub/test_xet.py::test_a_slow_cas_does_not_count_as_hanging",
     "tests/hub/test_transfer.py::test_a_pull_leaves_exactly_what_the_client_leaves",
     "tests/hub/test_transfer.py::test_the_token_goes_to_the_hub_and_to_no_other_host",
     "tests/hub/test_transfer.py::test_without_links_files_are_put_where_the_client_puts_them",
     "tests/commands/pull/test_pull_command.py::test_the_client_agrees_with_what_was_pulled",
-    "tests/commands/pull/test_make_room.py::test_a_newer_revision_without_room_is_told_of_without_a_command",
+    "tests/commands/pull/test_make_room.py::test_a_newer_revision_without_room_is_named_without_a_command",
 )
 
 

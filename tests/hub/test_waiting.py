@@ -298,7 +298,7 @@ def test_a_hub_whose_clock_is_wrong_is_waited_for_as_long_as_it_means(
     assert listener.notes == [f"{hub.url} answers 429: Too Many Requests; next try in 45 s"]
 
 
-def test_waits_that_the_hub_asks_for_are_no_failures(
+def test_waits_that_the_hub_asks_for_are_not_failures(
     hub: LoopbackHub, tmp_path: Path, waits: list[float]
 ) -> None:
     hub.fault(rate_limited(50).on(QUESTION, times=10))
@@ -336,7 +336,7 @@ def test_an_odd_wait_ends(hub: LoopbackHub, tmp_path: Path, waits: list[float], 
     assert len(waits) < QUICK.asks
 
 
-# What several models are told of.
+# What is reported for several models.
 
 
 def test_each_model_that_fails_keeps_its_cause_and_its_hint(
@@ -386,7 +386,7 @@ def test_one_cause_of_several_models_is_shown_once(hub: LoopbackHub, tmp_path: P
 
 
 @pytest.mark.parametrize("part", ["lock", "folder"])
-def test_a_lock_that_is_anothers_says_whose_it_is_and_what_to_remove(
+def test_a_lock_of_another_user_says_whose_it_is_and_what_to_remove(
     hub: LoopbackHub, part: str
 ) -> None:
     with common_folder() as folder:
@@ -421,7 +421,7 @@ def test_a_lock_that_is_anothers_says_whose_it_is_and_what_to_remove(
             assert f"sudo rm {lock}" in result.stderr
 
 
-def test_a_client_that_was_told_of_silence_says_so_at_once(hub: LoopbackHub) -> None:
+def test_a_client_that_knows_of_silence_says_so_at_once(hub: LoopbackHub) -> None:
     hub.fault(hang().on(times=None))
     one = Client(environment(hub, Path("/none/cache")), patience=IMPATIENT)
     for _ in range(3):

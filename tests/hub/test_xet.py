@@ -80,11 +80,23 @@ def test_files_come_through_xet_and_are_shared_as_the_client_does(
     positions = [position for file, position in listener.positions if file == WEIGHTS]
     assert positions == sorted(positions)
     assert positions[-1] == len(CONTENTS[WEIGHTS])
-    # What came over the network, of clients that tell it: each chunk has a header.
+    # What came over the network, if the client reports it: each chunk has a header.
     chunks = sum(-(-len(content) // CHUNK) for content in CONTENTS.values())
     headers = chunks * HEADER.size if library.xet_reports_early() else 0
     assert run.receipt is not None
     assert run.receipt.fetched == len(b"{}") + ALL + headers
+
+
+def test_what_plain_http_left_of_a_file_is_removed_once_xet_has_brought_it(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    blobs = tmp_path / "cache/models--org--name/blobs"
+    blobs.mkdir(parents=True)
+    etag = hub._repos["model", REPO].file(WEIGHTS).etag
+    (blobs / f"{etag}.incomplete").write_bytes(CONTENTS[WEIGHTS][:1000])
+    assert pull(hub, tmp_path / "cache", patience=PATIENT).problem is None
+    assert over_http(hub) == 0
+    assert list(blobs.glob("*.incomplete")) == []
 
 
 FAULTS = {
@@ -103,7 +115,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=list(FAULTS))
-def test_whatever_fails_is_told_once_and_all_files_come_over_plain_http(
+def test_whatever_fails_is_reported_once_and_all_files_come_over_plain_http(
     hub: LoopbackHub, tmp_path: Path, fault: Fault
 ) -> None:
     hub.fault(fault)
@@ -140,7 +152,7 @@ def test_one_failure_is_enough_for_all_models_of_a_run(hub: LoopbackHub, tmp_pat
     assert hub.count(contains=f"org/two/{TOKEN}") == 0
 
 
-def test_a_slow_cas_is_no_hang(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_slow_cas_does_not_count_as_hanging(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault(slow(100_000).on(CONTENT, times=None))
     listener, patience = Listener(), msgspec.structs.replace(QUICK, data_timeout=2.0)
     assert pull(hub, tmp_path / "cache", progress=listener, patience=patience).problem is None
@@ -275,7 +287,7 @@ def test_content_in_the_shared_store_is_linked_and_not_fetched(
 
 
 @pytest.mark.parametrize(("capacity", "size"), [(0, 3_000_000), (10**10, 3_000_000), (10**10, 0)])
-def test_chunks_that_xet_may_use_again_are_told_where_its_cache_is_on(
+def test_chunks_that_xet_may_use_again_are_reported_if_its_cache_is_on(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacity: int, size: int
 ) -> None:
     monkeypatch.setenv("HF_XET_CHUNK_CACHE_SIZE_BYTES", str(capacity))
@@ -284,5 +296,5 @@ def test_chunks_that_xet_may_use_again_are_told_where_its_cache_is_on(
     (chunks / "chunk").write_bytes(b"c" * size)
     listener = Listener()
     assert pull(hub, tmp_path / "cache", patience=PATIENT, progress=listener).problem is None
-    told = ["through Xet; 3 MB in its chunk cache may be used again"]
-    assert listener.notes == (told if capacity and size else [])
+    noted = ["through Xet; 3 MB in its chunk cache may be used again"]
+    assert listener.notes == (noted if capacity and size else [])

@@ -307,6 +307,15 @@ class Receipt(msgspec.Struct, frozen=True):
     trash_id: str | None = None
     """What to name to `undo`, if anything is kept in the trash."""
 
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> Receipt:
+        """Return the receipt of outcomes, with what they freed and fetched in all."""
+        return cls(
+            tuple(outcomes),
+            sum(outcome.freed for outcome in outcomes),
+            sum(outcome.fetched for outcome in outcomes),
+        )
+
     @property
     def undone(self) -> list[Outcome]:
         """What became of the actions after which something is not as the plan wanted it."""

@@ -66,9 +66,9 @@ def agreement(*, json: bool) -> Callable[[Any], bool]:
     """
 
     def ask(others: Sequence[PlannedModel]) -> bool:
-        from vlmcache.commands.pull.values import in_words
+        from vlmcache.commands.pull.values import needs_text
 
-        text = in_words(others)
+        text = needs_text(others)
         require_terminal(
             json,
             text,

@@ -1,4 +1,4 @@
-"""A hub's address and who asks it: what every request needs to know.
+"""A hub's address and its user: what every request needs to know.
 
 The session, its proxies and its headers are huggingface_hub's own.
 """
@@ -19,7 +19,7 @@ from vlmcache.hub import settings
 
 
 class Library(NamedTuple):
-    """huggingface_hub's session, and the library that it belongs to: httpx2, formerly httpx."""
+    """huggingface_hub's session, and the HTTP library that it belongs to: httpx or httpx2."""
 
     session: Any
     http: Any
@@ -35,7 +35,7 @@ class Library(NamedTuple):
 
 
 class Account:
-    """A hub's address, and the token that it is sent.
+    """A hub's address, and the token that is sent to it.
 
     Args:
         environment: the variables to use; those of a `.env` are passed on to huggingface_hub,
@@ -53,9 +53,9 @@ class Account:
         self.endpoint = settings.endpoint_of(environment)
         self.token: str | Literal[False] | None = None if token is None else _checked(token)
         if token is None and self.named_by_folder:
-            # The working folder may be anybody's: its host does not get the user's token.
-            its_own = environment.get("HF_TOKEN") if "HF_TOKEN" in environment.from_file else None
-            self.token = its_own.strip() if its_own else False
+            # The working folder may be anybody's, so its hub does not get the user's token.
+            given = environment.get("HF_TOKEN") if "HF_TOKEN" in environment.from_file else None
+            self.token = given.strip() if given else False
         log.hide(self.token or "")
 
     @property
@@ -70,33 +70,36 @@ class Account:
         return self.environment.offline_by is not None
 
     def check_online(self) -> None:
-        """Do nothing unless the network is switched off.
+        """Make sure that the network is not switched off.
 
         Raises:
-            OfflineError: it is.
+            OfflineError: it is switched off.
         """
         if self.offline:
             raise OfflineError(
-                f"{self.environment.offline_by} is set: {self.name} is not asked",
+                f"{self.environment.offline_by} is set: {self.name} is not contacted",
                 "unset it to download",
             )
 
     @cached_property
-    @settings.reported
     def library(self) -> Library:
-        """What is taken from huggingface_hub, imported when the first request is made.
+        """What is used of huggingface_hub, which is imported when the first request is made.
 
         Raises:
             SettingError: it cannot be built as the environment asks.
         """
+        return settings.built(self.environment, self._build)
+
+    def _build(self) -> Library:
         if "HF_HOME" in self.environment.from_file:
-            # It moves the cache of models, but these stay where the process's variables say.
+            # It moves the cache of models, but the side caches stay where the process has them.
             for variable, name in (("HF_XET_CACHE", "xet"), ("HF_MODULES_CACHE", "modules")):
                 os.environ.setdefault(variable, side_caches(self.environment)[name])
         for variable in self.environment.from_file:
             os.environ[variable] = self.environment.variables[variable]
         headers = clients.headers(self.token)
         library = Library(*clients.session(), headers, *clients.timeouts())
+        # Also a token that huggingface_hub finds is kept out of messages.
         log.hide(library.secret)
         return library
 
@@ -107,9 +110,9 @@ class Account:
 
     @property
     def how_to_log_in(self) -> str:
-        """What to do to be let in."""
+        """What to do to get access."""
         if self.named_by_folder:
-            return "give --token: a .env named this hub, so that yours is not sent to it"
+            return "give --token: a .env names this hub, so your own token is not sent to it"
         return "log in: 'hf auth login', HF_TOKEN or --token"
 
     @property
@@ -120,29 +123,24 @@ class Account:
             return log.address_without_login(self.endpoint)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
-    def scrub(self, text: str) -> str:
-        """Return the text without the token and without signed or secret parts of addresses."""
-        # What huggingface_hub finds as a token is hidden when its session is built.
-        return log.scrub(text)
-
     def within(self, address: str) -> str:
-        """Return the address of a next page, at the hub's own origin whatever it says.
+        """Return the address of a next page, at the hub's own origin whatever the address says.
 
-        A mirror can hand on the links of the hub behind it.
+        A mirror can pass on the links of the hub behind it.
         """
         own, parts = urlsplit(self.endpoint), urlsplit(urljoin(self.endpoint + "/", address))
         path = parts.path if parts.path.startswith(own.path + "/") else own.path + parts.path
         return parts._replace(scheme=own.scheme, netloc=own.netloc, path=path).geturl()
 
     def api(self, repo: str, *parts: str, query: str = "") -> str:
-        """Return the address of a question about a repo, by its name."""
+        """Return the address of a question to the API about a repo, given by its name."""
         kind, repo_id = layout.split_name(repo)
         path = "/".join(quote(part, safe="") for part in parts)
         address = f"{self.endpoint}/api/{kind}s/{quote(repo_id)}/{path}"
         return address + (f"?{query}" if query else "")
 
     def file_address(self, repo: str, commit: str, file: str) -> str:
-        """Return the address of a file of a repo, by the repo's name."""
+        """Return the address of a file of a repo, given by its name."""
         return f"{self.endpoint}/{quote(repo)}/resolve/{commit}/{quote(file)}"
 
 

@@ -18,7 +18,7 @@ _PART = re.compile(r"\s*bytes[ =]*(\d+)\s*-\s*(\d+)\s*/\s*(\d+|\*)\s*", re.IGNOR
 _CODINGS = frozenset({"gzip", "deflate", "br", "zstd", "compress"})
 """All other words, `identity`, `aws-chunked` and `binary` among them, say nothing about a body."""
 _BEGINNINGS = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "compress": b"\x1f\x9d"}
-"""What the data of a coding begins with, if it has a number of its own."""
+"""The magic number that the data of a coding begins with, if it has one."""
 _COMPRESSED_NAMES = (".gz", ".tgz", ".zst", ".br", ".z")
 _PAGE_NAMES = (".html", ".htm", ".xhtml")
 _BLANK = b" \t\r\n\xef\xbb\xbf"
@@ -32,7 +32,7 @@ _KEPT = 64
 """Slices that are remembered until the first byte is decoded."""
 
 
-class Answer:
+class FileAnswer:
     """An answer of status 200 or 206 about a file.
 
     Args:
@@ -44,7 +44,8 @@ class Answer:
 
     Attributes:
         start: the offset from which it sends the file.
-        doubt: a coding that it names and that cannot be decoded; the hash shows if it has none.
+        doubt: a coding that its header names and that cannot be decoded; the body may be plain all
+            the same, which the hash shows.
 
     Raises:
         NoRangeError: it sends something else than the part; asked for all, it may send that.
@@ -73,12 +74,12 @@ class Answer:
 
     @property
     def is_coded(self) -> bool:
-        """Whether its body is decoded: then it may have any length."""
+        """Whether its body is decoded, which means that it may have any length."""
         return bool(self._codings)
 
     @property
     def is_all(self) -> bool:
-        """Whether its end, once reached, is the end of what it is about; a lost line shows."""
+        """Whether the end of its body is the end of the file, so that a lost connection shows."""
         chunked = "chunked" in self._response.headers.get("Transfer-Encoding", "").lower()
         return self._response.status_code != 206 and (chunked or self._length is not None)
 
@@ -110,15 +111,15 @@ class Answer:
         yield head
         yield from data
 
-    def problem(self, what: str) -> TroubleError:
+    def problem(self, content: str) -> TroubleError:
         """Return the failure of an answer whose bytes are not those of the file.
 
         Args:
-            what: what it is, if it does not say that nobody here can read it.
+            content: what it sends, in words, unless that is a coding that cannot be decoded.
         """
         if self.doubt is not None:
-            what = f"a body in the coding {self.doubt}, which cannot be decoded,"
-        return TroubleError(bad_answer(self._response, what))
+            content = f"a body in the coding {self.doubt}, which cannot be decoded,"
+        return TroubleError(bad_answer(self._response, content))
 
     def _is_page(self, head: bytes) -> bool:
         if self._name.endswith(_PAGE_NAMES):
@@ -139,7 +140,7 @@ class Answer:
             start = {size: 0, size - asked: asked}.get(self._length or 0, size)
             clear = not self._codings and "multipart" not in self._kind
         if not clear or start > asked:
-            problem = bad_answer(self._response, "another part of the file than it was asked for")
+            problem = bad_answer(self._response, "a part of the file that was not asked for")
             raise NoRangeError(problem)
         return start
 
@@ -157,8 +158,8 @@ class Answer:
         if len(codings) > 2:
             self.doubt = ", ".join(codings)
         if self._length not in (None, self._size) and (self.doubt is not None or not codings):
-            what = f"{self._length:,} bytes, and not the {self._size:,} that are listed,"
-            raise self.problem(what)
+            content = f"{self._length:,} bytes instead of the {self._size:,} that are listed"
+            raise self.problem(content)
         self._codings = codings if self.doubt is None else []
 
     def _decoded(self, raw: Iterator[bytes]) -> Iterator[bytes]:
@@ -171,20 +172,21 @@ class Answer:
             most = self._size // _SLICE + self._size // (50 * _SLICE) + _KEPT
             for number, piece in enumerate(slices):
                 if number > most:
-                    break  # No coding makes a file that much longer.
+                    break  # no coding makes a file that much longer
                 if not begun and number < _KEPT:
                     kept.append(piece)
                 yield piece
 
-        headers = {"Content-Encoding": ", ".join(self._codings)}
+        named = ", ".join(self._codings)
+        headers = {"Content-Encoding": named}
         try:
             for data in http.Response(200, headers=headers, content=fed()).iter_bytes():
                 begun = True
                 yield data
         except http.DecodingError:
             if begun or len(kept) >= _KEPT or self._length not in (None, self._size):
-                what = f"a body that is not the {headers['Content-Encoding']} that it says it is,"
-                raise self.problem(what) from None
+                content = f"a body that is not {named} although its header says so,"
+                raise self.problem(content) from None
             # It was not encoded.
             yield from kept
             yield from slices

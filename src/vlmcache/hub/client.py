@@ -44,7 +44,7 @@ _MOST_REDIRECTS = 20
 _LINK = re.compile(r'<([^<>]*)>((?:\s*;[^=;,<>]+(?:=\s*(?:"[^"]*"|[^";,]*))?)*)')
 _NEXT = re.compile(r';\s*rel\s*=\s*"?(?:[^";]*\s)?next(?=[\s";]|$)', re.IGNORECASE)
 _HURRIED = 2.0
-"""Seconds that a hub may ask to wait if not much depends on its answer."""
+"""The longest wait in seconds that a hub may ask for if not much depends on its answer."""
 
 
 class Client(Account):
@@ -79,21 +79,21 @@ class Client(Account):
         """Those that are being read."""
         self.contact = Contact(self.patience, environment)
         self._failures: set[str] = set()
-        """What was noted of them."""
+        """Those that were noted."""
         self.xet = Xet(self.note)
         silence = self.patience.data_timeout or SILENCE
         self.sources = Sources(self.throttle, self.note, silence)
         """What is asked for contents before the hub."""
 
     def note(self, text: str) -> None:
-        """Say something to whoever waits."""
-        self._note(self.scrub(text))
+        """Say something to whoever is waiting."""
+        self._note(log.scrub(text))
 
-    def note_failure(self, what: str, then: str) -> None:
-        """Say what failed and what comes then, if that failure was not noted before."""
-        if what not in self._failures:
-            self._failures.add(what)
-            self.note(f"{what}; {then}")
+    def note_failure(self, failure: str, then: str) -> None:
+        """Say what failed and what follows, unless that failure was noted before."""
+        if failure not in self._failures:
+            self._failures.add(failure)
+            self.note(f"{failure}; {then}")
 
     def stop(self) -> None:
         """Make everything that is running end now; partial downloads stay."""
@@ -207,11 +207,11 @@ class Client(Account):
         Args:
             address: where.
             headers: sent in addition to the session's own.
-            timeout: seconds without a byte of the answer to a question; for a file's,
-                `data_timeout` says how many.
+            timeout: seconds to wait for a byte of the answer to a question; not given for a file,
+                for which `data_timeout` counts.
             signed: whether the hub has redirected to this address, which is valid for a while.
             checked: whether a hash decides what is made of the answer: it may come over http.
-            slow: how often a file's bytes have taken longer; as other files found if not given.
+            slow: how often a file's bytes have taken longer; what other files found if not given.
             method: GET or HEAD.
 
         Raises:
@@ -243,13 +243,13 @@ class Client(Account):
             self._responses.add(response)
             try:
                 self.stop_token.check()
-                # A hub says of a file, asked by HEAD, what it is before it says where it is.
+                # To HEAD, a hub says what a file is in the same answer that redirects to it.
                 named = method == "HEAD" and any(name in response.headers for name in _ETAGS)
                 redirects = response.status_code in _REDIRECTS and not named
                 if redirects and "Location" in response.headers:
                     target = _followed(address, response.headers["Location"], checked=checked)
                     if target is None:
-                        raise refused_redirect(self, response)
+                        raise refused_redirect(response)
                     if _is_less_safe(address, target):
                         home = None
                         self.note_failure(
@@ -283,14 +283,14 @@ class Client(Account):
             raise unreachable(self, error, variable, seconds) from error
         except (http.InvalidURL, ValueError) as error:
             raise HubError(
-                f"not an address: {self.name}: {self.scrub(reason_of(error))}", hint(self)
+                f"not an address: {self.name}: {log.scrub(reason_of(error))}", hint(self)
             ) from error
 
 
 def _next_page(response: Any) -> str | None:
     """Return the address of the page that an answer's Link header names as the next one.
 
-    The words of the header are in any case, and `rel` can hold several (RFC 8288): a page that is
+    Its words can be upper or lower case, and `rel` can hold several (RFC 8288): a page that is
     overlooked is a part of the repo that would not be fetched.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Whether a hub answers, and how soon: what one question has found out, the next ones need not."""
+"""Whether a hub answers, and how soon: learned from one question, used for the next ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_GROWN = 2
 
 
 class Contact:
-    """What a run knows of whether the hub answers. Used by several threads.
+    """What a run knows about whether the hub answers. Used by several threads.
 
     Args:
         patience: how long to try.
@@ -31,11 +31,11 @@ class Contact:
             for variable in (settings.ANSWER_TIMEOUT, settings.DATA_TIMEOUT)
         )
         self.slow = self.slow_files = 0
-        """How often a question, or a file, had to be asked for again: the answer took longer."""
+        """How often a question, or a file, had to be asked for again: the answer was slow."""
         self._heard = -math.inf
         """When the last answer began."""
         self._silence: tuple[int, UnreachableError] | None = None
-        """How often something was tried in vain, and why nothing is tried so often again."""
+        """How often something was tried in vain, and why: nothing is tried as often again."""
 
     @property
     def silent(self) -> bool:
@@ -64,10 +64,7 @@ class Contact:
         return first * self._growth_of_files ** min(grown, _MOST_GROWN)
 
     def waits_longer(self, slow: int) -> bool | None:
-        """Return whether a file is waited for longer that has taken longer so often.
-
-        `None` if it is always given the same time.
-        """
+        """Return whether a file gets more time that was slow so often; `None` if it never does."""
         return slow <= _MOST_GROWN if self._growth_of_files > 1 else None
 
     def heard(self) -> None:
@@ -76,10 +73,10 @@ class Contact:
 
     @contextlib.contextmanager
     def tried(self, asks: int | None = None) -> Iterator[None]:
-        """Let something be tried, unless it was in vain already, and remember if it is in vain now.
+        """Let something be tried, unless it failed before, and remember if it fails now.
 
         Args:
-            asks: how often it would be tried. One quick question in vain does not keep the next
+            asks: how often it would be tried. A quick question that failed does not keep the next
                 from being asked patiently.
 
         Raises:

@@ -6,7 +6,7 @@ import os
 from functools import partial
 
 from vlmcache.change import partials
-from vlmcache.change.arriving import ArrivingBlob, discard_partials
+from vlmcache.change.arriving import ArrivingBlob
 from vlmcache.change.place import disk_failure
 from vlmcache.errors import VlmcacheError
 from vlmcache.home.journal import read_damaged
@@ -65,10 +65,9 @@ def _fetch(transfer: Transfer, source: Source) -> bool:
         if not begun:
             sources.drop_wrong(source, listed.etag, digest, job.file)
             return False
-        # What another source or program has left was no beginning of it.
+        # What another source or program has left was not its beginning.
         remember_bad_beginning(transfer)
-    job.tree.rename(job.partial, job.blob)
-    discard_partials(job.tree, job.partial, listed.etag)
+    job.publish(job.partial)
     return True
 
 

@@ -12,13 +12,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from vlmcache.environment import is_on
 
 
 def session() -> tuple[Any, Any]:
-    """Return the client's session, and the HTTP library that it is of: httpx2, formerly httpx."""
+    """Return the client's session, and the HTTP library that it belongs to: httpx or httpx2."""
     from huggingface_hub import get_session
 
     shared = get_session()
@@ -91,7 +91,7 @@ class XetBar:
 
     Args:
         moved: called with the bytes that are written, and those that came over the network, each
-            time that there are more; the latter stay 0 with clients that do not tell them.
+            time that there are more; the latter stay 0 with clients that do not report them.
     """
 
     def __init__(self, moved: Callable[[int, int], None]) -> None:
@@ -102,13 +102,13 @@ class XetBar:
         self.format_dict: dict[str, Any] = {}
 
     def update(self, count: float | None = 1) -> None:
-        """`count` more bytes are written."""
+        """Take note that `count` more bytes are written."""
         if count:
             self.n += int(count)
             self._moved(self.n, self.transferred)
 
     def update_transfer(self, count: float) -> None:
-        """`count` more bytes came over the network."""
+        """Take note that `count` more bytes came over the network."""
         self.transferred += int(count)
         self._moved(self.n, self.transferred)
 
@@ -116,41 +116,44 @@ class XetBar:
         return lambda *_arguments, **_options: None
 
 
-def xet_get(
-    path: str, xet_hash: str, size: int, route: str, headers: dict[str, str], bar: XetBar
-) -> None:
-    """Download a file through Xet; it may take any time and raise anything.
+class XetFile(NamedTuple):
+    """A file to download through Xet."""
 
-    Args:
-        path: where to.
-        xet_hash: of the file.
-        size: its length.
-        route: the address that gives out tokens for its repo.
-        headers: what is sent there.
-        bar: gets the progress.
-    """
+    path: str
+    """Where to."""
+    xet_hash: str
+    size: int
+    """Its length in bytes."""
+    route: str
+    """The address that gives out tokens for its repo."""
+    headers: dict[str, str]
+    """What is sent to that address."""
+
+
+def xet_get(file: XetFile, bar: XetBar) -> None:
+    """Download a file through Xet, and report to a bar; it may take any time and raise anything."""
     utils: Any = importlib.import_module("huggingface_hub.utils")
     file_download: Any = importlib.import_module("huggingface_hub.file_download")
     file_download.xet_get(
-        incomplete_path=Path(path),
-        xet_file_data=utils.XetFileData(file_hash=xet_hash, refresh_route=route),
-        headers=headers,
-        expected_size=size,
-        displayed_filename=os.path.basename(path),
+        incomplete_path=Path(file.path),
+        xet_file_data=utils.XetFileData(file_hash=file.xet_hash, refresh_route=file.route),
+        headers=file.headers,
+        expected_size=file.size,
+        displayed_filename=os.path.basename(file.path),
         _tqdm_bar=bar,
     )
 
 
-def link_shared(cache: str, blob: str, xet_hash: str, size: int) -> bool:
-    """Take a blob from the cache's store of shared blobs, if it has the content.
+def link_from_shared_store(cache: str, blob: str, xet_hash: str, size: int) -> bool:
+    """Link a blob to the cache's store of shared blobs, if that has the content.
 
     Returns:
-        Whether it is there now.
+        Whether the blob is in its place now.
     """
     return _in_store("try_link_from_shared_store", cache, blob, xet_hash, size)
 
 
-def share(cache: str, blob: str, xet_hash: str, size: int) -> None:
+def publish_to_shared_store(cache: str, blob: str, xet_hash: str, size: int) -> None:
     """Put a blob that came through Xet into the store of shared blobs, as the client does.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.state import TreeFile
 from vlmcache.errors import (
@@ -28,30 +29,29 @@ from vlmcache.errors import (
 from vlmcache.hub.client import Client
 from vlmcache.hub.retry import Backoff, TroubleError
 from vlmcache.threads import results
-from vlmcache.units import counted, did_you_mean, short_text
+from vlmcache.units import and_more, counted, did_you_mean, short_text
 
 _MOST_FILES = 1_000_000
 _MOST_PAGES = 10_000
 _NO_SUCH_QUESTION = frozenset({404, 405, 501})
-"""How mirrors answer that do not know the hub's listing."""
+"""What mirrors answer that do not know the hub's listing."""
 _AT_ONCE = 8
 """Files that are asked about at the same time."""
-_SAID_EVERY = 200
-"""Files after which a line says how many were asked about."""
+_NOTE_EVERY = 200
+"""Files between notes of how many were asked about."""
 _ETAG = re.compile(r'(?:W/)?"?(?:sha256:)?([^"]*?)(?:[-;]{1,2}(?:gzip|br|zstd|deflate))?"?')
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """The commit that a revision means now.
-
-    name is what the hub calls the repo. gated: its files are only for those who were given access.
-    private: only those whom its owner chose see that it exists.
-    """
+    """The commit that a revision means now, and who may have the repo."""
 
     commit: str
     name: str
+    """What the hub calls the repo."""
     gated: bool = False
+    """Whether its files are only for those who were given access."""
     private: bool = False
+    """Whether only those whom its owner chose see that it exists."""
 
     @property
     def restriction(self) -> str | None:
@@ -144,8 +144,8 @@ def list_files(
 ) -> dict[str, TreeFile]:
     """Return the files at a commit with sizes and hashes; one request per page.
 
-    A mirror that has no such pages is asked for the names that it gives with the commit. What is
-    not said of a file then is asked of the file itself, as huggingface_hub does.
+    A mirror without such pages is asked for the names that it gives with the commit. What that
+    does not say of a file, the file's own address is asked for, as by huggingface_hub.
 
     Raises:
         HostileListingError: a file's name or hash must not be used as a path.
@@ -175,17 +175,17 @@ def list_files(
 
 
 def _pages(client: Client, repo: str, commit: str, attempts: int | None) -> list[_Entry | _Sibling]:
-    found: list[_Entry | _Sibling] = []
+    listed: list[_Entry | _Sibling] = []
     asked: set[str] = set()
     address: str | None = client.api(repo, "tree", commit, query="recursive=true&expand=false")
     while address is not None:
         asked.add(address)
         entries, following = client.ask(address, list[_Entry], attempts=attempts)
-        found += (entry for entry in entries if entry.type in ("file", None))
+        listed += (entry for entry in entries if entry.type in ("file", None))
         address = client.within(following) if following else None
-        if len(found) > _MOST_FILES or address in asked or len(asked) > _MOST_PAGES:
+        if len(listed) > _MOST_FILES or address in asked or len(asked) > _MOST_PAGES:
             raise HostileListingError(f"{repo}: the listing does not end")
-    return found
+    return listed
 
 
 def _siblings(
@@ -217,7 +217,7 @@ def _file(entry: _Entry | _Sibling) -> TreeFile | None:
 
 
 def _hash(text: str) -> str:
-    """Return a hash in the hub's writing, with small letters; another name as it is."""
+    """Return a hash in small letters, as the hub writes it; any other name as it is."""
     return text.lower() if layout.is_etag(text.lower()) else text
 
 
@@ -256,7 +256,7 @@ def _ask_each(client: Client, repo: str, commit: str, names: list[str]) -> dict[
     # A file that fails ends the questions, and nothing else that the client is asked.
     for name, file in results(names, ask, _AT_ONCE, threading.Event()):
         files[name] = file
-        if len(files) % _SAID_EVERY == 0:
+        if len(files) % _NOTE_EVERY == 0:
             client.note(f"{repo}: asked about {len(files)} of {len(names)} files")
     return files
 
@@ -264,13 +264,13 @@ def _ask_each(client: Client, repo: str, commit: str, names: list[str]) -> dict[
 def _described(client: Client, address: str, headers: Mapping[str, str]) -> TreeFile:
     """Return what the headers of a file's own address say of it.
 
-    A hash is believed to be one if it has a hash's form, but not the plain sha1 by which
-    Artifactory names files. Of any other name that the file is given, content follows that nobody
-    can check; its blob has that name, as with huggingface_hub.
+    A name counts as a hash if it has the form of one, unless it is the plain sha1 by which
+    Artifactory names files. With any other name, nobody can check the content; the blob gets that
+    name, as with huggingface_hub.
     """
     size = _number(headers.get("X-Linked-Size") or headers.get("Content-Length"))
     if size is None or headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise HubError(f"{client.scrub(address)}: {client.name} does not say how long the file is")
+        raise HubError(f"{log.scrub(address)}: {client.name} does not say how long the file is")
     linked, etag = (bare_etag(headers.get(name, "")) for name in ("X-Linked-ETag", "ETag"))
     sha256 = headers.get("X-Checksum-Sha256", "")
     for name in (linked, sha256, etag):
@@ -284,7 +284,7 @@ def _described(client: Client, address: str, headers: Mapping[str, str]) -> Tree
 
 
 def bare_etag(text: str) -> str:
-    """Return an ETag without its quotes and without what servers add that compress or compare."""
+    """Return an ETag without quotes, and without what servers add for compression or weakness."""
     match = _ETAG.fullmatch(text.strip())
     return _hash(match[1]) if match is not None else ""
 
@@ -303,7 +303,7 @@ def _hostile(repo: str, name: str, reason: str) -> HostileListingError:
 
 
 def check_names(repo: str, files: dict[str, TreeFile]) -> None:
-    """Refuse a listing of which some file must not be written as it says.
+    """Refuse a listing with a file that must not be written under its name.
 
     Raises:
         HostileListingError: a name leaves the repo's folder, or is both a file and a folder; or a
@@ -321,7 +321,7 @@ def named_failure(client: Client, repo: str, revision: str, error: VlmcacheError
     """Return a failure that names the repo."""
     if isinstance(error, NoSuchRevisionError):
         return NoSuchRevisionError(
-            f"{repo} has no revision {revision}", _near(client, repo, revision)
+            f"{repo} has no revision {revision}", _similar_refs(client, repo, revision)
         )
     if isinstance(error, NoSuchRepoError):
         kind, _ = layout.split_name(repo)
@@ -331,13 +331,12 @@ def named_failure(client: Client, repo: str, revision: str, error: VlmcacheError
     return error
 
 
-def _near(client: Client, repo: str, revision: str) -> str | None:
-    """Return a hint that names the refs, similar ones first."""
+def _similar_refs(client: Client, repo: str, revision: str) -> str | None:
+    """Return a hint that names similar refs, or the first ones; `None` if none is known."""
     try:
         refs, _ = client.ask(client.api(repo, "refs"), _Refs, attempts=1)
     except VlmcacheError:
         return None
     names = [ref.name for ref in (*(refs.branches or ()), *(refs.tags or ()))]
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    listed = f"it has {', '.join(names[:5])}{more}" if names else None
+    listed = f"it has {', '.join(names[:5])}{and_more(len(names) - 5)}" if names else None
     return did_you_mean(revision, names) or listed

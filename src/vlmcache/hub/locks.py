@@ -15,9 +15,9 @@ from vlmcache.progress import StopToken
 from vlmcache.units import shell_words
 
 _ASK_EVERY = 1.0
-"""Seconds between questions for who holds a lock."""
+"""Seconds between checks of who holds a lock."""
 _GROWTH_SECONDS = 60.0
-"""Seconds that a download waits for another one of the same blob from which nothing comes."""
+"""Seconds that a download waits for another one of the same blob that does not progress."""
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def blob_lock(
     arrived: Callable[[], int] | None = None,
     longest: float | None = None,
 ) -> Iterator[None]:
-    """Hold the lock of a blob, as the client's downloads do; wait for it, and say for whom.
+    """Hold the lock of a blob, as the client's downloads do; wait for it, and report who has it.
 
     Args:
         tree: the hub cache.
@@ -87,7 +87,7 @@ def blob_lock(
 
 
 def _shut_out(error: PermissionError, path: str, root: str) -> CacheError:
-    """Return who owns the lock, or its folder, that this user may not open, and what to do."""
+    """Return the failure for a lock that this user may not open, with its owner and what to do."""
     denied = denial(path, root) or denial(path, root, to_write=True)
     if denied is None:
         return CacheError(f"the lock cannot be opened: {reason_of(error)}: {path}")

@@ -1,4 +1,4 @@
-"""The same question about several models, asked at the same time."""
+"""One question about several models, asked at the same time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def ask_about(client: Client, items: Sequence[_T], question: Callable[[_T], _R])
     """Return the answers to a question about each of several models, in their order.
 
     Args:
-        client: the hub; it is stopped if a signal arrives here.
+        client: the hub; it is stopped if a signal arrives meanwhile.
         items: the models.
-        question: asks about one, and changes nothing.
+        question: asks about one model, and changes nothing.
     """
     noted = time.monotonic()
 

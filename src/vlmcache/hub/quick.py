@@ -1,7 +1,7 @@
 """The one question of a pull that finds everything in place, without a heavy HTTP library.
 
-Starting huggingface_hub's session takes several times as long as asking. So if the cache seems
-complete, the standard library asks first; anything but a plain answer is left to `Client`.
+Starting huggingface_hub's session takes several times as long as the question itself. If the cache
+seems complete, the standard library asks first; anything but a plain answer is left to `Client`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
     """Return the commit that a revision means on the hub, or `None` if that takes more.
 
     Args:
-        client: the hub; it is not used, only what it knows of address and token.
-        repo: its name; a repo that the hub has renamed takes more.
+        client: knows the hub's address and the token; it sends nothing.
+        repo: its name. `None` is returned if the hub has renamed it.
         revision: a branch or tag.
     """
     environment = client.environment
@@ -43,22 +43,22 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
     if client.offline or client.contact.silent or proxied or sys.platform == "win32":
         return None
     # What cannot be used is left to the client to report.
-    if any(True for _ in settings.unusable(environment)) or "@" in client.endpoint:
+    if any(settings.unusable(environment)) or "@" in client.endpoint:
         return None
     parts = urlsplit(client.endpoint)
     import http.client
 
     headers = {"User-Agent": "vlmcache", "Accept-Encoding": "identity"}
     token = (settings.known_token(environment) if client.token is None else client.token) or ""
-    if any(True for _ in settings.bad_token(token, "")):
+    if any(settings.bad_token(token, "")):
         return None
     if token:
         headers["Authorization"] = f"Bearer {token}"
     secure = parts.scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     path = client.api(repo, "revision", revision)[len(f"{parts.scheme}://{parts.netloc}") :]
     try:
-        with contextlib.closing(kind(parts.netloc, timeout=_TIMEOUT)) as connection:
+        with contextlib.closing(connect(parts.netloc, timeout=_TIMEOUT)) as connection:
             connection.request("GET", path, headers=headers)
             response = connection.getresponse()
             if response.status != 200:
@@ -66,5 +66,5 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
             info: _Info = json_value(response.read(_ANSWER_LIMIT), _Info)
     except (OSError, http.client.HTTPException, ValueError, *JSON_ERRORS):
         return None
-    same = info.id in (None, layout.split_name(repo)[1])
-    return info.sha if same and layout.COMMIT.fullmatch(info.sha) else None
+    is_same_repo = info.id in (None, layout.split_name(repo)[1])
+    return info.sha if is_same_repo and layout.COMMIT.fullmatch(info.sha) else None

@@ -60,7 +60,7 @@ class Spare:
         self._lock = threading.Lock()
 
     def add(self) -> None:
-        """One more is idle: no file waits for it."""
+        """Add a connection that no file needs any more."""
         with self._lock:
             self._idle += 1
 
@@ -73,14 +73,14 @@ class Spare:
             return count
 
     def give_back(self) -> None:
-        """One that was taken is idle again."""
+        """Give back a connection that was taken: it is idle again."""
         with self._lock:
             self._idle += 1
             self._lent -= 1
 
 
 class _Piece:
-    """A part of the file on its way. data is what has arrived from offset `first` to `end`."""
+    """A part of the file on its way; `data` has arrived from offset `first` to `end`."""
 
     def __init__(self, start: int, stop: int) -> None:
         self.start = self.first = self.end = start
@@ -92,8 +92,8 @@ class _Piece:
 class Ranges:
     """Additional connections for one file; none until the first proves slow.
 
-    One thread, which writes the file, calls all methods; close it in the end. It is one class
-    although it is long, since all of it is one state that one lock guards.
+    One thread, which writes the file, calls all methods; close it in the end. It is one long
+    class, since all of it is one state that one lock guards.
 
     Args:
         client: the hub.
@@ -135,7 +135,7 @@ class Ranges:
         self._measure()
 
     def opened(self, response: Any) -> None:
-        """The first connection begins to send."""
+        """Take note that the first connection begins to send."""
         if response.headers.get("Accept-Ranges") == "none":
             self._possible = False
         self._final = str(response.url)
@@ -143,16 +143,16 @@ class Ranges:
             self._measure()
 
     def arrived(self, count: int) -> None:
-        """The first connection has brought so many bytes, which are now dealt with."""
+        """Take note that the first connection has brought so many bytes."""
         self._waited += time.monotonic() - self._waiting_since
         with self._changed:
             self.received += count
 
     def reached(self, position: int) -> bool:
-        """What the first connection brought is in the file, up to a position.
+        """Take note that what the first connection brought is in the file, up to a position.
 
         Returns:
-            Whether what follows has begun to arrive over the others.
+            Whether the bytes that follow have begun to arrive over other connections.
         """
         now = self._waiting_since = time.monotonic()
         self._judge()
@@ -173,14 +173,14 @@ class Ranges:
         return False
 
     def gap_end(self, position: int) -> int:
-        """Return where the next bytes that are here begin; at the file's end if nowhere."""
+        """Return where the next bytes begin that have arrived; the file's end if there are none."""
         with self._changed:
             self._piece_at(position)
             starts = (p.start for p in self._pieces if p.data and p.start > position)
             return next(starts, self._size)
 
     def read(self, position: int) -> Iterator[bytes]:
-        """Yield what follows a position, as far as it is here or on its way without a gap.
+        """Yield what follows a position, as far as it has arrived or is on its way without a gap.
 
         Raises:
             TroubleError: a connection failed; what came before was yielded.
@@ -192,7 +192,7 @@ class Ranges:
             self._judge()
 
     def close(self) -> None:
-        """Drop everything that is here or on its way, and stop."""
+        """Drop everything that has arrived or is on its way, and stop."""
         with self._changed:
             self._taking = self._possible = False
             self._pieces.clear()
@@ -200,12 +200,12 @@ class Ranges:
 
     def _measure(self, goal: float | None = None) -> None:
         """Measure the speed from now on: since when, from which count, and what it must reach."""
-        # Also the seconds in which the first connection had nothing, and since when it has nothing.
+        # `_waited` counts those seconds in which the first connection brought nothing.
         self._since = self._waiting_since = time.monotonic()
         self._from, self._waited, self._goal = self.received, 0.0, goal
 
     def _judge(self) -> None:
-        """Take no more pieces if they have not made the file come faster."""
+        """Take no more pieces if they have not made the file arrive faster."""
         elapsed = time.monotonic() - self._since
         if self._goal is None or elapsed < self._watch:
             return
@@ -268,7 +268,7 @@ class Ranges:
             return piece
 
     def _fetch(self, piece: _Piece) -> None:
-        """Fetch a piece, or note what is wrong with it."""
+        """Fetch a piece, or note why that failed."""
         try:
             final = self._final
             try:
@@ -293,7 +293,7 @@ class Ranges:
 
     def _failed(self, piece: _Piece, trouble: TroubleError) -> None:
         with self._changed:
-            # It says nothing of the first connection, which follows: no failure of this one lasts.
+            # The first connection follows, of which this failure says nothing: it is never final.
             piece.trouble = TroubleError(trouble.error, trouble.wait, lasting=False)
             self._changed.notify_all()
         self._give_up()
@@ -332,7 +332,7 @@ class Ranges:
             )
 
     def _piece_at(self, position: int) -> _Piece | None:
-        """Return the piece that a position is in, and make room: what lies before it is done."""
+        """Return the piece that holds a position, and drop those before it."""
         self._position = position
         while self._pieces and self._pieces[0].stop <= position:
             self._pieces.popleft()
@@ -355,7 +355,7 @@ class Ranges:
                         data = piece.data.popleft()
                         piece.first += len(data)
                         if piece.first > position:
-                            # The first connection may have brought the beginning.
+                            # The first connection may have brought the beginning of it.
                             return data[max(0, len(data) - (piece.first - position)) :]
                     if piece.trouble is not None:
                         self._pieces.popleft()
@@ -369,7 +369,7 @@ class Ranges:
                 self._client.stop_token.check()
 
     def _is_held_up(self) -> bool:
-        """Whether all pieces but the first have been here for a while, and there is no room."""
+        """Whether all pieces but the first arrived a while ago, and there is no room for more."""
         full = self._next + self._rules.piece > self._position + self._window
         others = len(self._pieces) > 1 and all(p.end == p.stop for p in list(self._pieces)[1:])
         now = time.monotonic()
@@ -380,7 +380,7 @@ class Ranges:
         return now - self._held_up_since >= self._rules.lag
 
     def _use_own(self) -> None:
-        """The first connection has ended: there is room for one in its place."""
+        """Start a connection in place of the first one, which has ended."""
         if self._taking and not self._own_used:
             self._own_used = True
             self._begin_thread(borrowed=False)

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 import msgspec
 
+from vlmcache import log
 from vlmcache.errors import (
     AccessError,
     BadAnswerError,
@@ -39,10 +40,10 @@ _REPO = re.compile(
 _AFTER_ENDPOINT = re.compile(
     r"/(?:api(?:/(?:models|datasets|spaces)(?:/.*)?)?|(?:.*/)?(?:resolve|tree|blob)/.*)?/*$"
 )
-"""What people leave at the end of HF_ENDPOINT, and the client adds itself."""
+"""What people leave at the end of HF_ENDPOINT although the client adds it itself."""
 _NOT_HTTP = re.compile(r"content-length|transfer-encoding|receive buffer", re.IGNORECASE)
-"""In the HTTP library's words on an answer whose headers no client can read: not a matter of luck,
-as lost connections are."""
+"""What the HTTP library says of an answer whose headers no client can read: unlike a lost
+connection, that does not pass."""
 _RATE_LIMIT = re.compile(r"r\s*=\s*0\b.*?t\s*=\s*(\d+)")
 
 
@@ -71,10 +72,13 @@ class Patience(msgspec.Struct, frozen=True):
 
 
 class TroubleError(Exception):
-    """A failure that may pass. `error` is what to report if it does not.
+    """A failure that may pass.
 
-    wait is the time in seconds that the hub asks for, if it asks for any. lasting says that the
-    same failure a second time would be the last: an answer that no hub would give, unless given.
+    Attributes:
+        error: what to report if it does not pass.
+        wait: the seconds that the hub asks to wait, if it asks for any.
+        lasting: whether the same failure a second time is final; if not given, it is for an answer
+            that no hub would give.
     """
 
     def __init__(
@@ -129,17 +133,17 @@ class Backoff:
             Stopped: the work was asked to stop.
         """
         patience, asked = self._patience, trouble.wait
-        what = trouble.error.message
-        # A wait that the hub asks for is no failure: it ends when it has taken too long.
+        message = trouble.error.message
+        # A wait that the hub asks for is not a failure; it is given up when it takes too long.
         self._failures += asked is None or asked < 1
         self._asked += asked or 0.0
         if asked is not None and self._asked > patience.longest_asked:
             raise _waits_too_long(trouble.error, asked, self._asked) from trouble
         left = self._attempts - self._failures
-        if left <= 0 or (trouble.lasting and what in self._lasting):
+        if left <= 0 or (trouble.lasting and message in self._lasting):
             raise trouble.error from trouble
         if trouble.lasting:
-            self._lasting.add(what)
+            self._lasting.add(message)
         import random
 
         wait = min(patience.first_wait * 2 ** max(self._failures - 1, 0), patience.longest_wait)
@@ -149,7 +153,7 @@ class Backoff:
             wait = max(asked, 0.0)
         if wait >= 2:
             more = f", {left} more at most" if left > 1 and asked is None else ""
-            self._note(what, f"next try in {wait:.0f} s{more}")
+            self._note(message, f"next try in {wait:.0f} s{more}")
         self._stop_token.sleep(wait)
 
 
@@ -188,18 +192,18 @@ def _waits_too_long(error: VlmcacheError, asked: float, in_all: float) -> Vlmcac
     )
 
 
-def bad_answer(response: Any, what: str = "something else") -> BadAnswerError:
+def bad_answer(response: Any, content: str = "something else") -> BadAnswerError:
     """Return the failure for an answer that no hub would give.
 
     Args:
         response: the answer.
-        what: what it is, if it does not say that it is a web page.
+        content: what it sends, in words, unless its header says that it is a web page.
     """
     kind = response.headers.get("Content-Type", "").partition(";")[0].lower()
-    what = "a web page" if "html" in kind else what
+    content = "a web page" if "html" in kind else content
     host = urlsplit(str(response.url)).netloc.rpartition("@")[2]
     return BadAnswerError(
-        f"{host} answered with {what} where a hub's answer was expected",
+        f"{host} answered with {content} where a hub's answer was expected",
         "a login page of this network, or a proxy, or an address that is not a mirror: check "
         "HF_ENDPOINT and the network",
     )
@@ -211,11 +215,11 @@ def unreachable(account: Account, error: Exception, variable: str, seconds: floa
     Args:
         account: the hub.
         error: the failure.
-        variable: sets how long to wait for what was waited for.
+        variable: the environment variable that sets how long to wait.
         seconds: how long that was.
     """
     http, environment = account.library.http, account.environment
-    reason = account.scrub(reason_of(error))
+    reason = log.scrub(reason_of(error))
     proxy = settings.proxy_in_use(environment)
     if isinstance(error, http.ProxyError):
         named = (
@@ -251,7 +255,7 @@ def unreachable(account: Account, error: Exception, variable: str, seconds: floa
     )
 
 
-def refused_redirect(account: Account, response: Any) -> BadAnswerError:
+def refused_redirect(response: Any) -> BadAnswerError:
     """Return the failure for a redirect that is not followed."""
     address, target = str(response.url), response.headers.get("Location", "")
     plain = False
@@ -260,7 +264,7 @@ def refused_redirect(account: Account, response: Any) -> BadAnswerError:
         plain = target.startswith("http://")
     why = "which is not encrypted" if plain else "which is not an address"
     return BadAnswerError(
-        f"{account.scrub(address)} redirects to {account.scrub(target)[:200]}, {why}: not followed",
+        f"{log.scrub(address)} redirects to {log.scrub(target)[:200]}, {why}: not followed",
         "if that is your mirror, name the address itself in HF_ENDPOINT" if plain else None,
     )
 
@@ -277,7 +281,7 @@ def refusal(account: Account, response: Any, *, signed: bool) -> Exception:
     """
     status: int = response.status_code
     code = response.headers.get("X-Error-Code", "")
-    said = _said(account, response)
+    said = _hubs_words(response)
     words = f": {said}" if said else ""
     if status in _PASSING:
         problem = UnreachableError(f"{account.name} answers {status}{words}", hint(account))
@@ -328,7 +332,7 @@ def _refused(account: Account, status: int, code: str, words: str, *, page: str)
     if status == 401 and secret and code != "RepoNotFound":
         return AccessError(
             f"{account.name} does not accept the token{words}",
-            "a new one: https://huggingface.co/settings/tokens, then 'hf auth login', "
+            "make a new one at https://huggingface.co/settings/tokens, then use 'hf auth login', "
             "HF_TOKEN or --token",
         )
     if code == "RepoNotFound" or status in (401, 404):
@@ -354,12 +358,12 @@ def _not_the_hubs(account: Account, response: Any, words: str) -> HubError:
         cause = "a proxy or mirror that asks for a login of its own? open the address in a browser"
     elif cause is None and account.environment.get("HF_ENDPOINT"):
         cause = (
-            f"HF_ENDPOINT names {account.name}: is a part of the mirror's path missing there, or "
-            "has the mirror no API like the hub's, or not this repo?"
+            f"HF_ENDPOINT names {account.name}: is part of the mirror's path missing, or does the "
+            "mirror not have the hub's API, or not this repo?"
         )
     cause = cause or "a login page of this network, or a proxy? open the address in a browser"
     error = HubError(
-        f"{account.scrub(str(response.url))} answers {status}"
+        f"{log.scrub(str(response.url))} answers {status}"
         + (words or f"{' with a web page' if is_page else ''}, and not as a hub does"),
         cause,
     )
@@ -368,7 +372,7 @@ def _not_the_hubs(account: Account, response: Any, words: str) -> HubError:
 
 
 def _not_forwarded(account: Account, address: SplitResult) -> str | None:
-    """Return that the token was kept from another host, if that may be why it refuses."""
+    """Return that the token was not sent to another host, if that may be why it refuses."""
     hub = urlsplit(account.endpoint)
     if (address.scheme, address.netloc) == (hub.scheme, hub.netloc.rpartition("@")[2]):
         return None
@@ -386,7 +390,7 @@ def how_written(account: Account, asked: str = "") -> str | None:
 
     Args:
         account: the hub.
-        asked: the path of what was asked, in which the repo's name shows.
+        asked: the path of what was asked for, which holds the repo's name.
     """
     given = account.environment.get("HF_ENDPOINT")
     if not given:
@@ -401,7 +405,7 @@ def how_written(account: Account, asked: str = "") -> str | None:
     better = f"{scheme}://{'/'.join([host, *segments])}"
     if better == account.name and separator:
         return None
-    return f"HF_ENDPOINT must be written as {better}, and not as {account.scrub(given)}"
+    return f"HF_ENDPOINT must be written as {better}, and not as {log.scrub(given)}"
 
 
 def hint(account: Account) -> str:
@@ -420,7 +424,7 @@ def hint(account: Account) -> str:
     return "check the network; a later 'vlmcache pull' continues where it stopped"
 
 
-def _said(account: Account, response: Any) -> str | None:
+def _hubs_words(response: Any) -> str | None:
     """Return the hub's own words, short and without secrets; `None` if they are not a hub's."""
     text = response.headers.get("X-Error-Message")
     if text is None and "json" in response.headers.get("Content-Type", ""):
@@ -429,4 +433,4 @@ def _said(account: Account, response: Any) -> str | None:
             # Spring, in which mirrors are written, adds these to an error of its own.
             if isinstance(body["error"], str) and not body.keys() & {"timestamp", "path"}:
                 text = body["error"]
-    return None if text is None else account.scrub(" ".join(text.split()))[:200]
+    return None if text is None else log.scrub(" ".join(text.split()))[:200]

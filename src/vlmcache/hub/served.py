@@ -1,4 +1,4 @@
-"""The contents of another machine's cache, as its `vlmcache serve` sends them by their hashes."""
+"""What another machine's cache holds, as its `vlmcache serve` sends it by its hashes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 import msgspec
 
 from vlmcache import log
-from vlmcache.cache.state import TreeFile
 from vlmcache.config import Environment
 from vlmcache.errors import NoSuchFileError, UnknownModelError
 from vlmcache.hub.client import Client
 from vlmcache.hub.listing import find_commit, list_files
 from vlmcache.hub.retry import Patience, TroubleError
+from vlmcache.hub.sources import RevisionFiles
 from vlmcache.progress import Throttle
 
 _STEP = 1.0
-"""Seconds after which whoever waits for a server that hashes a file sees that it does."""
+"""Seconds between signs of life while a server hashes a file."""
 
 
 class ServedContents:
@@ -114,8 +114,8 @@ class ServedContents:
                 self.client.stop_token.sleep(min(left, _STEP))
                 left -= _STEP
 
-    def listing(self, repo: str, revision: str) -> tuple[str, dict[str, TreeFile]] | None:
-        """Return the commit that a revision means there, and its files.
+    def listing(self, repo: str, revision: str) -> RevisionFiles | None:
+        """Return the commit that a revision means there, and its files; `None` without it.
 
         Raises:
             VlmcacheError: it does not answer, or refuses.

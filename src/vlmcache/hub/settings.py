@@ -1,4 +1,4 @@
-"""What the environment says of the connection to a hub, and what of it cannot be used.
+"""What the environment says about the connection to a hub, and which settings cannot be used.
 
 huggingface_hub and its HTTP library read these variables when they are imported and when their
 session is built, and fail there in words of their own. Here such a failure becomes a sentence that
@@ -7,7 +7,6 @@ names the variable and its value, without a password. What they do not read is n
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import itertools
 import os
@@ -46,45 +45,38 @@ class Proxy(NamedTuple):
         return log.address_without_login(self.value)
 
 
-class _Account(Protocol):
-    environment: Environment
-
-
 class _Library(Protocol):
     @property
     def secret(self) -> str: ...
 
 
-_A = TypeVar("_A", bound=_Account)
 _L = TypeVar("_L", bound=_Library)
 
 
-def reported(build: Callable[[_A], _L]) -> Callable[[_A], _L]:
-    """Let what builds the client of an account fail only with a sentence about a setting."""
+def built(environment: Environment, build: Callable[[], _L]) -> _L:
+    """Return what a function builds to reach a hub.
 
-    @functools.wraps(build)
-    def built(account: _A) -> _L:
-        environment: Environment = account.environment
-        for problem in unusable(environment):
-            raise problem
-        try:
-            library = build(account)
-        except VlmcacheError:
-            raise
-        except Exception as error:
-            known = (bad_certificates, bad_key_log, bad_token_file)
-            for problem in itertools.chain.from_iterable(find(environment) for find in known):
-                raise problem from error
-            reason = log.scrub(reason_of(error))
-            raise SettingError(
-                f"the connection to a hub cannot be set up: {reason}",
-                "'vlmcache doctor' lists the variables that count",
-            ) from error
-        for problem in bad_token(library.secret, token_source(environment)):
-            raise problem
-        return library
-
-    return built
+    Raises:
+        SettingError: a variable keeps it from being built, or what was found is not a token.
+    """
+    for problem in unusable(environment):
+        raise problem
+    try:
+        library = build()
+    except VlmcacheError:
+        raise
+    except Exception as error:
+        known = (bad_certificates, bad_key_log, bad_token_file)
+        for problem in itertools.chain.from_iterable(find(environment) for find in known):
+            raise problem from error
+        reason = log.scrub(reason_of(error))
+        raise SettingError(
+            f"the connection to a hub cannot be set up: {reason}",
+            "'vlmcache doctor' lists the variables that count",
+        ) from error
+    for problem in bad_token(library.secret, token_source(environment)):
+        raise problem
+    return library
 
 
 def unusable(environment: Environment) -> Iterator[SettingError]:
@@ -142,16 +134,17 @@ def _proxies(environment: Environment) -> dict[str, Proxy]:
     variables = environment.variables
     if "*" in _excepted(environment).split(","):
         return {}
-    found: dict[str, Proxy] = {}
+    proxies: dict[str, Proxy] = {}
     for scheme in ("http", "https", "all"):
         name = f"{scheme}_proxy"
         name = name if name in variables else name.upper()
         if variables.get(name):
-            found[scheme] = Proxy(name, variables[name])
-    return found
+            proxies[scheme] = Proxy(name, variables[name])
+    return proxies
 
 
 def _excepted(environment: Environment) -> str:
+    """Return the hosts that no proxy is used for, separated by commas."""
     variables = environment.variables
     return variables.get("no_proxy", variables.get("NO_PROXY", "")).replace(" ", "")
 
@@ -170,7 +163,7 @@ def proxy_in_use(environment: Environment) -> Proxy | None:
 
 
 def _bad_proxies(environment: Environment) -> Iterator[SettingError]:
-    """Yield which proxies the HTTP library refuses, used or not, and why the used one is of no use.
+    """Yield which proxies the HTTP library refuses, used or not, and why the used one is useless.
 
     The library takes a value without a scheme for an HTTP proxy.
     """
@@ -253,7 +246,7 @@ def odd_folder(environment: Environment) -> Iterator[SettingError]:
 
         if not any(Path(folder).glob("????????.[0-9]")):
             yield SettingError(
-                f"SSL_CERT_DIR names no folder with certificates that OpenSSL can find: '{folder}'",
+                f"SSL_CERT_DIR names a folder without certificates for OpenSSL: '{folder}'",
                 "run 'openssl rehash' on it, or name a file with SSL_CERT_FILE",
             )
 

@@ -8,17 +8,17 @@ from vlmcache.hub.retry import TroubleError
 from vlmcache.hub.transfer import Transfer
 
 SMALL = 1 << 16
-"""Bytes up to which a file is small: what a lost connection costs is not worth a partial."""
+"""Bytes up to which a file is small: too few to keep a partial for a lost connection."""
 
 
 def receive_small(transfer: Transfer) -> bytes | None:
     """Return the content of a small file if it arrives correct and in one piece.
 
     Args:
-        transfer: the file's; what is received is counted there.
+        transfer: that of the file; it counts what is received.
 
     Returns:
-        `None` for everything that `Transfer.run` knows what to do about.
+        The content; `None` if `Transfer.run` has to deal with the file.
 
     Raises:
         VlmcacheError: the hub refuses the file for good.

@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -20,17 +21,20 @@ from vlmcache.errors import VlmcacheError, reason_of
 from vlmcache.hub.retry import TroubleError
 from vlmcache.progress import Stopped, Throttle
 
+_T = TypeVar("_T")
+RevisionFiles = tuple[str, dict[str, TreeFile]]
+"""The commit that a revision means, and its files."""
 HUB = "hub"
-"""What is named in place of a source where the hub is asked."""
+"""What is named as the source if that is the hub itself."""
 SILENCE = 10.0
 """Seconds without a byte after which a source is given up; a drive that slept is awake by then."""
 _BLOCKS_AHEAD = 4
 _WAIT = 0.1
-"""Seconds after which whoever waits looks whether that still makes sense."""
+"""Seconds between checks of whether it still makes sense to wait."""
 
 
 class SourceError(Exception):
-    """A source that fails, in words."""
+    """A source failed; the message says why."""
 
 
 class Source(Protocol):
@@ -46,7 +50,7 @@ class Source(Protocol):
 
     @property
     def streamed(self) -> bool:
-        """Whether it is read from its beginning to its end: one content at a time, in its order."""
+        """Whether it is read from start to end: one content at a time, in the order it has them."""
 
     def has(self, etag: str, size: int) -> bool:
         """Return whether it has a content of a length, as far as its own names say."""
@@ -60,8 +64,8 @@ class Source(Protocol):
     def descriptor(self, etag: str) -> int | None:
         """Return a content's own file, open, which the caller closes; `None` if it is in none."""
 
-    def listing(self, repo: str, revision: str) -> tuple[str, dict[str, TreeFile]] | None:
-        """Return the commit that a revision means there, and its files; `None` without it."""
+    def listing(self, repo: str, revision: str) -> RevisionFiles | None:
+        """Return what a revision of a repo means there; `None` if the source does not have it."""
 
 
 class SourceUse(msgspec.Struct, frozen=True):
@@ -118,7 +122,7 @@ class Sources:
 
     @property
     def uses(self) -> tuple[SourceUse, ...]:
-        """What became of each."""
+        """What became of each source."""
         return tuple(
             SourceUse(
                 source.name,
@@ -144,21 +148,24 @@ class Sources:
     def drop_wrong(self, source: Source, etag: str, actual: str, file: str | None = None) -> None:
         """Use a source no more that has sent another content than that of a hash."""
         self.wrong.add(etag)
-        words = f"wrong bytes (hash {actual[:12]}…, not {etag[:12]}…)"
+        words = wrong_bytes(actual, etag)
         self.drop(source, words if file is None else f"{words}: {file}")
+
+    def _answer(self, source: Source, question: Callable[[], _T]) -> _T | None:
+        """Return what a source answers; `None` if it was dropped, or fails now and is dropped."""
+        if source.name in self._problems:
+            return None
+        try:
+            return question()
+        except (OSError, VlmcacheError, TroubleError) as error:
+            self._throttle.stop_token.check()
+            self.drop(source, _words(error))
+            return None
 
     def holding(self, listed: TreeFile) -> Iterator[Source]:
         """Yield the sources that have a content, as far as their names say."""
         for source in self._all:
-            if source.name in self._problems:
-                continue
-            try:
-                has = source.has(listed.etag, listed.content_size)
-            except (OSError, VlmcacheError, TroubleError) as error:
-                self._throttle.stop_token.check()
-                self.drop(source, _words(error))
-                continue
-            if has:
+            if self._answer(source, partial(source.has, listed.etag, listed.content_size)):
                 yield source
 
     def origin(self, listed: TreeFile) -> str | None:
@@ -168,16 +175,9 @@ class Sources:
     def listing(self, repo: str, revision: str) -> tuple[Source, str, dict[str, TreeFile]] | None:
         """Return the first source that lists a revision, the commit, and its files."""
         for source in self._all:
-            if source.name in self._problems:
-                continue
-            try:
-                listing = source.listing(repo, revision)
-            except (OSError, VlmcacheError, TroubleError) as error:
-                self._throttle.stop_token.check()
-                self.drop(source, _words(error))
-                continue
+            listing = self._answer(source, partial(source.listing, repo, revision))
             if listing is not None:
-                # By a shared hash, a content is linked that nobody compares with its own.
+                # With a shared hash, content would be linked that nobody compares with its etag.
                 return source, listing[0], {n: _plain(file) for n, file in listing[1].items()}
         return None
 
@@ -260,6 +260,11 @@ class Sources:
             except queue.Empty:
                 if time.monotonic() - since >= self._silence:
                     raise SourceError(f"no byte in {self._silence:g} s") from None
+
+
+def wrong_bytes(actual: str, etag: str) -> str:
+    """Return that content has another hash than the one that it is listed with."""
+    return f"wrong bytes (hash {actual[:12]}…, not {etag[:12]}…)"
 
 
 def _words(error: Exception) -> str:

@@ -32,10 +32,11 @@ from vlmcache.errors import (
 )
 from vlmcache.home.journal import Journal, read_damaged
 from vlmcache.hub import library
-from vlmcache.hub.answers import Answer
+from vlmcache.hub.answers import FileAnswer
 from vlmcache.hub.client import Client
 from vlmcache.hub.ranges import Ranges, Spare
 from vlmcache.hub.retry import Backoff, NoRangeError, SlowError, TroubleError
+from vlmcache.hub.sources import wrong_bytes
 from vlmcache.hub.xet import XetError
 from vlmcache.units import size_text
 
@@ -71,14 +72,23 @@ class BlobJob(msgspec.Struct, frozen=True):
         """Where an unfinished download of it is kept: the name that older clients use."""
         return self.blob + layout.PARTIAL_SUFFIX
 
+    def publish(self, received: str) -> None:
+        """Give the blob its name, and remove what else has arrived of it.
+
+        Args:
+            received: the path of its complete content.
+        """
+        self.tree.rename(received, self.blob)
+        discard_partials(self.tree, self.partial, self.listed.etag)
+
 
 class Transfer:
-    """Fetches one blob, whose lock the caller holds; use it once.
+    """Fetches one blob, whose lock the caller holds. Used once.
 
     Args:
         client: the hub.
         job: the blob.
-        moved: called with the number of bytes that are there.
+        moved: called with the number of bytes that have arrived.
         spare: additional connections that it may use if its own is slow.
     """
 
@@ -122,21 +132,20 @@ class Transfer:
             file = ArrivingBlob(job.tree, job.partial, job.listed.etag, size, self.moved)
             with file.opened(check) as begun:
                 self._receive(file)
-                # Of what has a mirror's own name, only the length can be checked.
+                # If a mirror gives the file a name of its own, only the length can be checked.
                 if file.is_complete or not job.is_checked:
                     file.sync()
                     break
                 digest = file.hash
                 file.restart()
             if begun:
-                # Another program's partial stays, and would be the beginning of the next pull too.
+                # Another program's partial stays, and the next pull would begin with it again.
                 remember_bad_beginning(self)
             # A beginning that was corrupted before says nothing about what the hub sends.
             wrong += not begun
-            again = "from the start" if wrong < _TRIES else "no more"
             self.client.note(
-                f"{job.file}: wrong bytes (hash {digest[:12]}…, not {job.listed.etag[:12]}…); "
-                f"fetched {again}"
+                f"{job.file}: {wrong_bytes(digest, job.listed.etag)}; "
+                f"{'fetched from the start' if wrong < _TRIES else 'not fetched again'}"
             )
             if wrong == _TRIES:
                 discard_partials(job.tree, job.partial, job.listed.etag)
@@ -145,11 +154,10 @@ class Transfer:
                     "nothing of it was kept",
                     "a proxy or mirror that changes files? check HF_ENDPOINT, or try later",
                 )
-        job.tree.rename(job.partial, job.blob)
-        discard_partials(job.tree, job.partial, job.listed.etag)
+        job.publish(job.partial)
 
     def downloads(self) -> Iterator[os.stat_result]:
-        """Yield the unfinished downloads of the blob: the client's, and the one that is ours."""
+        """Yield the status of each unfinished download of the blob: the client's, and our own."""
         tree, blobs = self.job.tree, self.job.blobs
         with contextlib.suppress(FileNotFoundError):
             for name in tree.names(blobs):
@@ -199,11 +207,11 @@ class Transfer:
                     _wait_longer(client, trouble, slow)
                 if isinstance(trouble, NoRangeError):
                     trouble.lasting = whole or not before
-                    # One refusal of a part may be a mistake: all is much more to send.
+                    # One refusal of a part may be a mistake, and all of it is much more to send.
                     whole = no_parts or isinstance(trouble.error, BadAnswerError)
                     no_parts = True
                 else:
-                    # A line that is cut says nothing about parts that were refused before it.
+                    # A lost connection says nothing about parts that were refused before it.
                     whole = whole and file.position == before
                 backoff.failed(trouble)
         finally:
@@ -232,11 +240,11 @@ class Transfer:
         checked = self.job.is_checked
         with client.opened(address, headers=headers, checked=checked, slow=slow) as response:
             client.contact.slow_files = max(client.contact.slow_files, slow)
-            answer = Answer(client, response, self.job.file, size, asked)
+            answer = FileAnswer(client, response, self.job.file, size, asked)
             if answer.start < before:
                 client.note_failure(
-                    f"{self.job.file}: {client.name} sends again what is here",
-                    f"{size_text(before - answer.start)} are compared and stay",
+                    f"{self.job.file}: {client.name} sends bytes that are already here",
+                    f"{size_text(before - answer.start)} are compared and kept",
                 )
             file.follow(answer.start)
             ranges.opened(response)
@@ -255,10 +263,8 @@ class Transfer:
                 "pull again to continue from there",
             )
             if answer.is_all:
-                what = (
-                    f"{file.sent:,} bytes of {self.job.file}, and not the {size:,} that are listed,"
-                )
-                raise answer.problem(what)
+                sent = f"{file.sent:,} bytes of {self.job.file}"
+                raise answer.problem(f"{sent} instead of the {size:,} that are listed")
             raise TroubleError(problem)
 
     def _arriving(self, response: Any, ranges: Ranges) -> Iterator[bytes]:
@@ -274,7 +280,7 @@ class Transfer:
             TroubleError: it sends something else.
         """
         size = self.job.listed.content_size
-        return Answer(self.client, response, self.job.file, size, asked).start
+        return FileAnswer(self.client, response, self.job.file, size, asked).start
 
     def _by_xet(self) -> bool:
         """Fetch the blob through Xet, if the hub and this machine have it.
@@ -287,27 +293,20 @@ class Transfer:
         # Xet's library writes by path, and as fast as it can.
         if xet_hash is None or job.tree.is_contested(job.blobs) or client.throttle.rate:
             return False
-        if client.offline:
-            return False
-        if not client.xet.available():
+        if client.offline or not client.xet.available():
             return False
         temporary = f"{job.blob}.{uuid.uuid4().hex[:8]}{layout.PARTIAL_SUFFIX}"
-        request = {
-            "path": temporary,
-            "xet_hash": xet_hash,
-            "size": size,
-            "route": client.api(job.repo, "xet-read-token", job.commit),
-            "headers": client.headers,
-        }
+        route = client.api(job.repo, "xet-read-token", job.commit)
+        file = library.XetFile(temporary, xet_hash, size, route, client.headers)
         try:
-            self.received += client.xet.fetch(request, self.moved, client.data_timeout(0))
+            self.received += client.xet.fetch(file, self.moved, client.data_timeout(0))
             with partials.opened(job.tree, temporary) as descriptor:
                 check = client.stop_token.check
                 digest = partials.hash_of(descriptor, etag, size, size, check)
                 os.fsync(descriptor)
             if digest.hexdigest() != etag:
                 raise XetError(f"{job.file} came with wrong bytes")
-            job.tree.rename(temporary, job.blob)
+            job.publish(temporary)
         except Exception as error:
             client.stop_token.check()
             client.xet.failed(reason_of(error))
@@ -316,12 +315,12 @@ class Transfer:
         finally:
             job.tree.discard(temporary)
         if job.shares:
-            library.share(job.tree.root, job.blob, xet_hash, size)
+            library.publish_to_shared_store(job.tree.root, job.blob, xet_hash, size)
         return True
 
 
 def remember_bad_beginning(transfer: Transfer) -> None:
-    """Note what of another program's was taken for a beginning, so that it is not again."""
+    """Note which partial of another program had wrong bytes, so that no download begins with it."""
     job, environment = transfer.job, transfer.client.environment
     known_bad = partial(read_damaged, environment)
     bad = partials.bad_beginning(job.tree, job.partial, job.listed.content_size, known_bad)
@@ -331,7 +330,11 @@ def remember_bad_beginning(transfer: Transfer) -> None:
 
 
 def _wait_longer(client: Client, trouble: SlowError, slow: int) -> None:
-    """Say how long is waited next; the longest time is given once."""
+    """Say how long the next attempt waits; the longest time is given only once.
+
+    Raises:
+        VlmcacheError: that time was given already.
+    """
     longer = client.contact.waits_longer(slow)
     if longer is False:
         raise trouble.error from trouble
@@ -341,14 +344,15 @@ def _wait_longer(client: Client, trouble: SlowError, slow: int) -> None:
 
 
 def link_shared(job: BlobJob) -> bool:
-    """Take a blob from the shared store, if another repo has put the same content there.
+    """Link a blob to the shared store, if another repo has put the same content there.
 
     Returns:
-        Whether it is there now.
+        Whether the blob is in its place now.
     """
     shared_hash = job.listed.xet_hash or ""
     if not job.shares or layout.SHARED_HASH.fullmatch(shared_hash) is None:
         return False
     if job.tree.is_contested(job.blobs):
         return False  # the client links by path
-    return library.link_shared(job.tree.root, job.blob, shared_hash, job.listed.content_size)
+    size = job.listed.content_size
+    return library.link_from_shared_store(job.tree.root, job.blob, shared_hash, size)

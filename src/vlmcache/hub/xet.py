@@ -1,7 +1,7 @@
 """Transfers through Xet, the Hub's storage of chunks: in a process of their own.
 
-hf_xet waits and retries for minutes without a word, panics, prints, and has threads that nobody can
-stop. A process can be ended at any time, and from then on nothing more is written.
+hf_xet waits and retries for minutes in silence, panics, prints, and has threads that cannot be
+stopped. A process can be ended at any time, and from then on nothing more is written.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from vlmcache.units import size_text
 _COMMAND = "import sys; sys.path[:] = sys.argv[1:]; from vlmcache.hub.xet_child import main; main()"
 _TICK = 0.1
 _START = 60.0
-"""Seconds that the process gets to import the libraries: from a network's disk, it takes long."""
+"""Seconds that the process gets to import the libraries, which can be on a network drive."""
 _LATE = 6
-"""How many times as long clients are waited for that report bytes only once 64 MB are written."""
+"""How many times longer to wait for clients that report bytes only once 64 MB are written."""
 _EXIT = 5.0
-"""Seconds that it is waited for once it was ended."""
+"""Seconds to wait for the process after it was killed."""
 
 
 class XetError(Exception):
@@ -48,17 +48,17 @@ class Xet:
         self._over = False
 
     def available(self) -> bool:
-        """Return whether it can be tried: it is installed, switched on, and has not failed yet."""
+        """Return whether Xet can be tried: it is installed, switched on, and has not failed yet."""
         program = os.path.basename(sys.executable or "")
         embedded = getattr(sys, "frozen", False) or not program.startswith("python")
         return not self._over and not embedded and library.has_xet()
 
-    def fetch(self, request: dict[str, Any], moved: Callable[[int], None], timeout: float) -> int:
+    def fetch(self, file: library.XetFile, moved: Callable[[int], None], timeout: float) -> int:
         """Download a file.
 
         Args:
-            request: what `library.xet_get` needs to know.
-            moved: called with the number of bytes that are there.
+            file: the file.
+            moved: called with the number of bytes that are written.
             timeout: seconds without a byte of any file, after which Xet is given up.
 
         Returns:
@@ -72,7 +72,7 @@ class Xet:
             if self._over:
                 raise XetError("it failed before")
             process = self._process = self._process or _Process(self._started)
-        answers = process.ask(request)
+        answers = process.ask(file)
         silent, seen, transferred = 0.0, process.answered, 0
         while True:
             try:
@@ -92,8 +92,8 @@ class Xet:
                 raise XetError(answer["problem"])
             else:
                 # It can only be 0 if there were chunks to reuse.
-                told = transferred or (process.chunks and process.early)
-                return transferred if told else int(request["size"])
+                is_reported = transferred or (process.chunks and process.early)
+                return int(transferred) if is_reported else file.size
 
     def _started(self, chunks: int) -> None:
         if chunks:
@@ -102,8 +102,8 @@ class Xet:
     def failed(self, problem: str) -> None:
         """Use Xet no more in this run, and say so once."""
         with self._lock:
-            told, self._over = self._over, True
-        if not told:
+            was_over, self._over = self._over, True
+        if not was_over:
             self._note(
                 f"Xet failed ({problem[:200]}); plain HTTP is used for all files of this run "
                 "instead; HF_HUB_DISABLE_XET=1 leaves Xet out"
@@ -129,7 +129,7 @@ class _Process:
 
         self._started = started
         self.answered = 0
-        """How many answers have come."""
+        """Answers so far."""
         self.chunks = 0
         self.early: bool | None = None
         """Whether it reports bytes when they arrive; not known before it has started."""
@@ -159,7 +159,7 @@ class _Process:
             return max(timeout, _START)
         return timeout if self.early else timeout * _LATE
 
-    def ask(self, request: dict[str, Any]) -> queue.SimpleQueue[dict[str, Any]]:
+    def ask(self, file: library.XetFile) -> queue.SimpleQueue[dict[str, Any]]:
         """Ask for a file, and return where the answers come."""
         answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         assert self._child.stdin is not None
@@ -170,23 +170,23 @@ class _Process:
                 answers.put({"problem": self.problem})
             # A process that has ended says so to `_listen`.
             with contextlib.suppress(OSError, ValueError):
-                line = json.dumps(request | {"id": self._number})
+                line = json.dumps(file._asdict() | {"id": self._number})
                 self._child.stdin.write(line.encode() + b"\n")
                 self._child.stdin.flush()
         return answers
 
     def end(self) -> None:
-        """End it; nothing more is written by it from now on."""
+        """End the process: from now on it writes nothing more."""
         import subprocess
 
         self._child.kill()
-        # One that waits for a dead disk does not even die.
+        # A process that waits for a dead disk does not even die.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(_EXIT)
 
     def _listen(self, stream: IO[bytes]) -> None:
         """Pass answers on, each to whoever waits for it."""
-        # What is no answer ends it: something else has written to its output.
+        # A line that is not an answer ends it: something else has written to its output.
         with stream, contextlib.suppress(ValueError, TypeError, LookupError):
             for line in stream:
                 answer = json.loads(line)

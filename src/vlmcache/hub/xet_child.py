@@ -1,4 +1,4 @@
-"""The process that fetches through Xet: it gets files to fetch as lines of JSON, and answers so.
+"""The process that fetches through Xet: it reads what to fetch, and answers, in lines of JSON.
 
 What libraries print goes to standard error. It ends with the process that started it.
 """
@@ -25,36 +25,36 @@ def main() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)
     try:
-        _tell(answers, chunks=library.xet_chunks(), early=library.xet_reports_early())
+        _send(answers, chunks=library.xet_chunks(), early=library.xet_reports_early())
         for line in sys.stdin:
             threading.Thread(target=_fetch, args=(answers, json.loads(line)), daemon=True).start()
     finally:
-        # Threads of hf_xet that wait for somebody are not waited for.
+        # Some threads of hf_xet never end: none is waited for.
         os._exit(0)
 
 
 def _fetch(answers: int, asked: dict[str, Any]) -> None:
-    """Fetch one file, and tell how far it is and how it ended."""
+    """Fetch one file, and report the progress and how it ended."""
     number = asked.pop("id")
 
     def moved(written: int, transferred: int) -> None:
-        _tell(answers, id=number, written=written, transferred=transferred)
+        _send(answers, id=number, written=written, transferred=transferred)
 
     bar = library.XetBar(moved)
     try:
-        library.xet_get(**asked, bar=bar)
+        library.xet_get(library.XetFile(**asked), bar)
     except BaseException as error:  # a panic of Rust code is no Exception
         problem = f"{type(error).__name__}: {reason_of(error)}"
-        _tell(answers, id=number, problem=problem)
+        _send(answers, id=number, problem=problem)
     else:
-        _tell(answers, id=number, problem="")
+        _send(answers, id=number, problem="")
 
 
-def _tell(answers: int, **answer: Any) -> None:
+def _send(answers: int, **answer: Any) -> None:
     line = json.dumps(answer).encode() + b"\n"
     with _LOCK:
         try:
             while line:
                 line = line[os.write(answers, line) :]
         except OSError:
-            os._exit(1)  # the parent is gone
+            os._exit(1)  # the parent has ended

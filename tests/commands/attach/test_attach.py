@@ -336,7 +336,7 @@ def test_serve_serves_what_is_in_the_base(attached: Based, monkeypatch: pytest.M
     assert (answer.status, answer.body) == (200, WEIGHTS)
 
 
-def test_watch_tells_when_a_base_is_not_there_and_when_it_is_back(attached: Based) -> None:
+def test_watch_shows_when_a_base_is_away_and_when_it_is_back(attached: Based) -> None:
     before = attached.scan()
     other = attached.base.root.rename(attached.folder / "other")
     gone = attached.scan()

@@ -1,4 +1,4 @@
-"""`vlmcache pull --make-room`: what was not used for long goes, shown and asked for once."""
+"""`vlmcache pull --make-room`: evicts what was not used for a long time, after one question."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def names(cache: CacheBuilder) -> set[str]:
     return {path.name.rpartition("--")[2] for path in cache.root.glob("models--*")}
 
 
-def test_without_it_a_full_disk_is_told_before_anything_is_written(
+def test_without_it_a_full_disk_is_reported_before_anything_is_written(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:
     hub, cache = disk
@@ -65,7 +65,7 @@ def test_without_it_a_full_disk_is_told_before_anything_is_written(
     assert fingerprint(cache.root) == before
 
 
-def test_the_least_recently_used_goes_and_no_more_than_is_needed(
+def test_the_least_recently_used_is_evicted_and_no_more_than_is_needed(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:
     hub, cache = disk
@@ -75,7 +75,7 @@ def test_the_least_recently_used_goes_and_no_more_than_is_needed(
     assert vlmcache(hub, cache.root, "status", "wanted", "--check").returncode == 0
 
 
-def test_the_plan_and_the_receipt_tell_of_both(disk: tuple[LoopbackHub, CacheBuilder]) -> None:
+def test_the_plan_and_the_receipt_show_both(disk: tuple[LoopbackHub, CacheBuilder]) -> None:
     hub, cache = disk
     before = du_allocated(cache.repo("org/older").folder)
     planned = vlmcache(hub, cache.root, "pull", "wanted", "--make-room", "--dry-run", "--json")
@@ -91,7 +91,33 @@ def test_the_plan_and_the_receipt_tell_of_both(disk: tuple[LoopbackHub, CacheBui
     assert receipt["fetched"] >= 7 * MB
 
 
-def test_without_a_terminal_and_yes_nobody_is_asked_and_nothing_goes(
+def test_what_the_trash_frees_next_to_an_eviction_is_in_the_receipt(
+    disk: tuple[LoopbackHub, CacheBuilder],
+) -> None:
+    hub, cache = disk
+    content = Synthetic(size=13 * MB, seed=5)
+    hub.add_repo("org/huge").commit({"config.json": b"{}", "model.safetensors": content})
+    kept = vlmcache(hub, cache.root, "rm", "org/older", "--trash", "--yes")
+    assert kept.returncode == 0, kept.stderr
+    done = vlmcache(hub, cache.root, "pull", "org/huge", "--make-room", "--yes", "--json")
+    assert done.returncode == 0, done.stdout
+    assert names(cache) == {"huge", "pinned"}
+    assert json.loads(done.stdout)["receipt"]["freed"] >= 12 * MB
+
+
+def test_offline_nothing_is_evicted_for_what_cannot_be_fetched(
+    disk: tuple[LoopbackHub, CacheBuilder],
+) -> None:
+    hub, cache = disk
+    begun = vlmcache(hub, cache.root, "pull", "wanted", "--exclude", "*.safetensors", "--json")
+    commit = json.loads(begun.stdout)["models"][0]["commit"]
+    words = ["pull", f"wanted@{commit}", "--make-room", "--yes"]
+    done = vlmcache(hub, cache.root, *words, HF_HUB_OFFLINE="1")
+    assert done.returncode == 8, done.stderr
+    assert names(cache) == {"wanted", "pinned", "older", "newer"}
+
+
+def test_without_a_terminal_and_yes_nobody_is_asked_and_nothing_is_evicted(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:
     hub, cache = disk
@@ -101,7 +127,7 @@ def test_without_a_terminal_and_yes_nobody_is_asked_and_nothing_goes(
     assert fingerprint(cache.root) == before
 
 
-def test_nothing_goes_where_all_that_may_go_would_not_be_enough(
+def test_nothing_is_evicted_if_all_that_may_be_would_not_be_enough(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:
     hub, cache = disk
@@ -162,7 +188,7 @@ def test_what_is_to_be_pulled_is_not_evicted_for_itself(
     assert names(cache) == {"pinned", "older"}
 
 
-def test_a_newer_revision_without_room_is_told_of_without_a_command(
+def test_a_newer_revision_without_room_is_named_without_a_command(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:
     hub, cache = disk

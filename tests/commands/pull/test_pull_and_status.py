@@ -250,7 +250,7 @@ def test_pull_status_and_pull_again_as_they_are_typed(
     assert [request.path for request in hub.requests] == [f"/api/models/{repo}/revision/main"]
 
 
-def test_an_index_of_a_shard_that_the_hub_does_not_have_is_said_by_pull_and_status(
+def test_a_shard_of_the_index_that_the_hub_does_not_have_is_named_by_pull_and_status(
     tmp_path: Path,
 ) -> None:
     shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]

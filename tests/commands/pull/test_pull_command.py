@@ -112,11 +112,11 @@ WRONG_USE = {
     "no model and no terminal": ([], "no MODEL is named"),
     "models and --all": (["--all", "one"], "not both"),
     "two revisions": (["one@main", "--revision", "v1"], "twice"),
-    "a rate that is none": (["one", "--limit-rate", "fast"], "--limit-rate"),
+    "a rate that is not one": (["one", "--limit-rate", "fast"], "--limit-rate"),
     "a rate of nothing": (["one", "--limit-rate", "0"], "--limit-rate"),
     "no workers": (["one", "--max-workers", "0"], "--max-workers"),
     "a pattern that matches nothing": (["one", "--include", "*.xyz"], "--include *.xyz"),
-    "a revision that is none": (["one@../x"], "not a branch"),
+    "a revision that is not one": (["one@../x"], "not a branch"),
 }
 
 
@@ -129,7 +129,7 @@ def test_wrong_use_is_exit_2_and_one_line(hub: LoopbackHub, tmp_path: Path, case
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_folder_with_files_in_the_place_of_a_models_file_is_told_before_weights_are_fetched(
+def test_a_folder_with_files_in_place_of_a_models_file_is_reported_before_weights_are_fetched(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     commit = hub._repos["model", REPO].find("main")
@@ -195,15 +195,17 @@ def test_each_refusal_has_its_words_its_exit_code_and_what_to_do(
     exit_code, words = REFUSALS[case]
     arguments, extra = arrange(hub, case)
     result = vlmcache(hub, tmp_path / "cache", "pull", *arguments, **extra)
-    told = one_line(result)
-    assert result.returncode == exit_code, told
-    assert all(word.format(hub=hub.url) in told for word in words), told
-    assert TOKEN not in told
-    assert "me:pass" not in told
+    printed = one_line(result)
+    assert result.returncode == exit_code, printed
+    assert all(word.format(hub=hub.url) in printed for word in words), printed
+    assert TOKEN not in printed
+    assert "me:pass" not in printed
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("case", ["offline", "down", "reset", "unreachable"])
+@pytest.mark.parametrize(
+    "case", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "down", "reset", "unreachable"]
+)
 def test_what_is_cached_stays_usable_when_the_hub_is_away(
     hub: LoopbackHub, tmp_path: Path, case: str
 ) -> None:
@@ -211,8 +213,8 @@ def test_what_is_cached_stays_usable_when_the_hub_is_away(
     assert vlmcache(hub, cache, "pull", "one").returncode == 0
     before = fingerprint(cache)
     extra = {}
-    if case == "offline":
-        extra = {"HF_HUB_OFFLINE": "1"}
+    if case.endswith("_OFFLINE"):
+        extra = {case: "1"}
     elif case == "unreachable":
         extra = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     else:
@@ -220,8 +222,9 @@ def test_what_is_cached_stays_usable_when_the_hub_is_away(
     result = vlmcache(hub, cache, "pull", "one", **extra)
     assert result.returncode == 0, result.stderr
     assert "already cached" in result.stdout
-    told = result.stdout if case == "offline" else result.stderr
-    assert "whether there is a newer one is not known" in told
+    printed = result.stdout if extra.keys() == {case} else result.stderr
+    reason = f"{case} is set" if extra.keys() == {case} else ""
+    assert f"whether there is a newer one is not known: {reason}" in printed
     assert fingerprint(cache) == before
 
 
@@ -249,7 +252,7 @@ def test_no_token_is_ever_written_or_shown(hub: LoopbackHub, tmp_path: Path) -> 
     hub.add_repo("org/two", private=True).commit(FILES)
     hub.fault(status(503).on("/revision/"))
     cache = tmp_path / "cache"
-    told = ""
+    printed = ""
     for arguments in (
         ["pull", "two", "--token", TOKEN, "-v"],
         ["pull", "two", "org/none", "--json", "--token", TOKEN],
@@ -257,9 +260,9 @@ def test_no_token_is_ever_written_or_shown(hub: LoopbackHub, tmp_path: Path) -> 
         ["pull", "two", "--include", "nope", "--token", TOKEN],
     ):
         result = vlmcache(hub, cache, *arguments, HF_DEBUG="1", VLMCACHE_DEBUG="1")
-        told += result.stdout + result.stderr
-    assert "pulled" in told
-    assert TOKEN not in told
+        printed += result.stdout + result.stderr
+    assert "pulled" in printed
+    assert TOKEN not in printed
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files
     assert not any(TOKEN.encode() in path.read_bytes() for path in files)
@@ -306,7 +309,7 @@ def test_the_client_agrees_with_what_was_pulled(hub: LoopbackHub, tmp_path: Path
     assert verified.returncode == 0 or "No such command" in verified.stderr, verified.stderr
 
 
-def test_status_tells_what_is_newer_on_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_status_shows_what_is_newer_on_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert vlmcache(hub, cache, "pull", "one").returncode == 0
 
@@ -406,7 +409,7 @@ def test_the_picker_offers_models_and_takes_numbers(hub: LoopbackHub, tmp_path: 
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_bars_are_shown_on_a_terminal_and_not_without_colour(
+def test_bars_are_shown_on_a_terminal_and_not_without_color(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     hub.fault(slow(5000).on("model.safetensors"))

@@ -1,4 +1,4 @@
-"""The plan of a pull: everything that lacks, nothing that is there, from values alone."""
+"""The plan of a pull: all that is missing and nothing that is there, from values alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def listings(draw: st.DrawFn) -> dict[str, TreeFile]:
 
 @st.composite
 def caches(draw: st.DrawFn, listing: dict[str, TreeFile]) -> CacheState:
-    """Return states of a cache that hold some of a listing, whole or not."""
+    """Return states of a cache that hold some of a listing, complete or not."""
     sizes = {file.etag: file.content_size for file in listing.values()}
     blobs: dict[str, Blob] = {}
     partials: list[Partial] = []
@@ -67,7 +67,7 @@ def caches(draw: st.DrawFn, listing: dict[str, TreeFile]) -> CacheState:
 
 
 @given(data=st.data())
-def test_a_plan_is_whole_and_says_nothing_twice(data: st.DataObject) -> None:
+def test_a_plan_is_complete_and_says_nothing_twice(data: st.DataObject) -> None:
     listing = data.draw(listings())
     state = data.draw(caches(listing))
     plan = plan_pull(state, "org/name", "main", Listing(COMMIT, listing), listing)
@@ -128,7 +128,7 @@ def test_patterns_choose_as_the_client_does(selection: FileSelection, chosen: se
     [FileSelection(include=("*.pth",)), FileSelection(exclude=("*",))],
     ids=["none", "all"],
 )
-def test_patterns_that_leave_nothing_are_an_error_of_usage(selection: FileSelection) -> None:
+def test_patterns_that_leave_nothing_are_a_usage_error(selection: FileSelection) -> None:
     with pytest.raises(UsageError):
         selection.choose("org/name", MANY)
 
@@ -156,7 +156,7 @@ def plan_for(cache: Path, repo: CachedRepo) -> Plan:
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_that_the_scan_sees_is_mended_by_the_plan(tmp_path: Path, kind: str) -> None:
+def test_damage_that_the_scan_sees_is_repaired_by_the_plan(tmp_path: Path, kind: str) -> None:
     repo = CacheBuilder(tmp_path).repo("org/name")
     repo.revision(FILES)
     assert plan_for(tmp_path, repo).actions == ()

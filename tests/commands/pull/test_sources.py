@@ -1,4 +1,4 @@
-"""`pull --from`: contents from other places than the hub, each compared with its hash."""
+"""`pull --from`: content from places other than the hub, each checked by its hash."""
 
 from __future__ import annotations
 

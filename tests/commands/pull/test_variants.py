@@ -1,4 +1,4 @@
-"""Of a repo of GGUF files, one variant is pulled, judged, listed and left to other programs."""
+"""Of a repo of GGUF files, one variant is pulled, judged, listed and shown to other programs."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_on_a_terminal_the_variant_is_picked_by_its_number(
     assert code == 2, screen
 
 
-def test_the_commands_speak_of_the_variant(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_the_commands_name_the_variant(hub: LoopbackHub, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     done = vlmcache(hub, cache, "pull", NAME, "--revision", "main", "-q")
     assert (done.returncode, "Q4_K_M (20 kB)" in done.stderr) == (2, True)
@@ -194,7 +194,7 @@ def test_an_update_fetches_the_variant_that_is_here(hub: LoopbackHub, tmp_path: 
     assert "vlmcache pull one:Q4_K_M" in [step["command"] for step in document["recommendations"]]
 
 
-def test_damage_of_one_variant_is_no_damage_of_another(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_damage_of_one_variant_is_not_damage_of_another(hub: LoopbackHub, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert pull(hub, cache, f"{NAME}:Q4_K_M", f"{NAME}:Q8_0").problem is None
     (link,) = cache.glob(f"models--org--name/snapshots/*/{Q8}")

@@ -9,7 +9,7 @@ import pytest
 from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
 from tests.kit.timers import Machine, machine
 from vlmcache.commands.schedule import timers, units
-from vlmcache.commands.schedule.timers import Launchd, Said, Systemd
+from vlmcache.commands.schedule.timers import Launchd, ProgramResult, Systemd
 from vlmcache.commands.schedule.values import Schedule, When
 from vlmcache.config import read_environment
 from vlmcache.errors import VlmcacheError
@@ -89,7 +89,7 @@ class OfLaunchd(OfSystemd):
 
 @pytest.fixture(autouse=True)
 def _programs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timers, "ask", lambda *_, **__: Said(0, "Version=1", ""))
+    monkeypatch.setattr(timers, "run_program", lambda *_, **__: ProgramResult(0, "Version=1", ""))
 
 
 @pytest.mark.faults
@@ -110,10 +110,12 @@ def test_a_manager_that_refuses_leaves_the_old_schedule(
     subject = OfSystemd(old, NEW)
     subject.begin(tmp_path)
     before = {path for path in (tmp_path / "units").rglob("*") if not path.is_dir()}
+
+    def answer(*words: str, **_: str | None) -> ProgramResult:
+        return ProgramResult(int(refused in words), "", "it will not")
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            timers, "ask", lambda *words, **_: Said(int(refused in words), "", "it will not")
-        )
+        patch.setattr(timers, "run_program", answer)
         assert subject.run(tmp_path) is False
     assert list(subject.timers(tmp_path).schedules().values()) == ([old] if old else [])
     assert {path for path in (tmp_path / "units").rglob("*") if not path.is_dir()} == before

@@ -272,7 +272,7 @@ def test_an_agent_of_launchd_holds_the_words_and_the_schedule(words: list[str], 
 
 
 @given(st.binary(max_size=60))
-def test_what_others_wrote_is_not_ours(content: bytes) -> None:
+def test_what_others_wrote_is_left_alone(content: bytes) -> None:
     assert units.in_agent(content) is None
     assert units.in_timer(content.decode("latin-1")) is None
 
@@ -289,6 +289,6 @@ def test_times_that_no_timer_has_are_refused_and_all_others_are_as_asked() -> No
 def test_what_no_timer_can_hold_is_refused() -> None:
     for word in ("a\nb", "a\x1b", os.fsdecode(b"a\xff")):
         with pytest.raises(ScheduleError, match="cannot hold"):
-            units.check(schedule_of([word]))
+            units.check_text(schedule_of([word]))
     with pytest.raises(ScheduleError, match="too long for cron"):
         units.cron_block(schedule_of(["x" * 1000]))

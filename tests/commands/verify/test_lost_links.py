@@ -1,4 +1,4 @@
-"""Links that were lost come back for no byte, without the network where the listing is here."""
+"""Lost links come back without a download, and without the network if the listing is here."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def checked(cache: Path, *names: str) -> Verification:
     return verify(session, names, VerifyOptions(max_age=0.0))
 
 
-def mend(
+def repaired(
     cache: Path,
     *names: str,
     hub: Hub | None = None,
     variables: dict[str, str] = OFFLINE,
 ) -> RepairReport:
-    """Repair; without a hub none answers, and unless told otherwise none is asked."""
+    """Repair; without a hub none answers, and by default none is asked."""
     where = read_environment(read_environment().variables | variables, str(cache.parent))
     if hub is not None:
         where = environment(hub, cache)
@@ -75,31 +75,32 @@ def test_with_a_listing_all_links_come_back_offline_and_the_model_loads(
     LOST_LINKS[kind][0](repo)
     assert judge(scan(cache.root).repo(REPO), "main").state == "damaged"
     assert checked(cache.root).problem is not None
-    run = mend(cache.root)
+    run = repaired(cache.root)
     assert run.problem is None
     assert run.remaining == ()
     assert run.receipt is not None
     assert run.receipt.fetched == 0
     loads(cache.root)
     assert checked(cache.root).problem is None
-    assert mend(cache.root).plan.actions == ()  # type: ignore[union-attr]
+    assert repaired(cache.root).plan.actions == ()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", LOST_LINKS)
-def test_without_a_listing_a_repair_does_what_the_links_tell_and_says_what_else_it_needs(
-    cache: CacheBuilder, repo: CachedRepo, mending_hub: LoopbackHub, kind: str
+def test_without_a_listing_a_repair_does_what_the_links_show_and_says_what_else_it_needs(
+    cache: CacheBuilder, repo: CachedRepo, repair_hub: LoopbackHub, kind: str
 ) -> None:
     commit = repo.revision(FILES, tree=False)
-    lose, told = LOST_LINKS[kind]
+    lose, links_name_content = LOST_LINKS[kind]
     lose(repo)
     before = fingerprint(cache.root)
-    run = mend(cache.root)
-    if told:
+    run = repaired(cache.root)
+    if links_name_content:
         assert run.problem is None
     elif "partial" in kind:
         # Other programs link what they have only when all of it is here.
         assert run.problem is not None
-        assert run.problem.hint == f"finish the download: vlmcache pull {REPO}"
+        again = f"vlmcache pull {REPO} --cache-dir {cache.root}"
+        assert run.problem.hint == f"finish the download: {again}"
         return
     else:
         assert run.problem is not None
@@ -107,20 +108,20 @@ def test_without_a_listing_a_repair_does_what_the_links_tell_and_says_what_else_
         assert f"the cache holds no listing of commit {commit[:12]}" in run.problem.message
         assert "\n" not in run.problem.message
         assert fingerprint(cache.root) == before
-        assert mend(cache.root, hub=mending_hub).problem is None
-        assert mending_hub.bytes_sent() == 0
+        assert repaired(cache.root, hub=repair_hub).problem is None
+        assert repair_hub.bytes_sent() == 0
     loads(cache.root)
 
 
 @pytest.mark.parametrize("listing", [True, False])
 @pytest.mark.parametrize("kind", LOST_LINKS)
 def test_a_pull_links_what_is_here_and_fetches_nothing(
-    cache: CacheBuilder, repo: CachedRepo, mending_hub: LoopbackHub, kind: str, listing: bool
+    cache: CacheBuilder, repo: CachedRepo, repair_hub: LoopbackHub, kind: str, listing: bool
 ) -> None:
     repo.revision(FILES, tree=listing)
     LOST_LINKS[kind][0](repo)
-    assert pull(mending_hub, cache.root).problem is None
-    assert mending_hub.bytes_sent() == 0
+    assert pull(repair_hub, cache.root).problem is None
+    assert repair_hub.bytes_sent() == 0
     loads(cache.root)
 
 
@@ -130,11 +131,11 @@ def test_no_finding_of_lost_links_advises_to_remove_anything(
     cache: CacheBuilder, repo: CachedRepo, kind: str, listing: bool
 ) -> None:
     repo.revision(FILES, tree=listing)
-    lose, told = LOST_LINKS[kind]
+    lose, links_name_content = LOST_LINKS[kind]
     lose(repo)
     state = scan(cache.root)
     errors = [one for one in state.all_findings() if one.severity == "error"]
-    if listing or told:
+    if listing or links_name_content:
         remedies = {one.remedy for one in state.all_findings() if one.code != "stale-partial"}
         assert remedies == {f"vlmcache verify {REPO} --repair"}
         assert state.by_class.orphan == 0
@@ -149,20 +150,20 @@ def test_no_finding_of_lost_links_advises_to_remove_anything(
 
 
 def test_a_blob_with_wrong_content_is_never_linked_again_and_the_others_are(
-    cache: CacheBuilder, repo: CachedRepo, mending_hub: LoopbackHub
+    cache: CacheBuilder, repo: CachedRepo, repair_hub: LoopbackHub
 ) -> None:
     repo.revision(FILES)
     right = fingerprint(cache.root)
     repo.flipped_bit(WEIGHTS)
     repo.missing_snapshots()
-    run = mend(cache.root)
+    run = repaired(cache.root)
     assert run.problem is not None
     assert run.problem.exit_code == ExitCode.HUB
     assert "20 kB" in run.problem.message
     assert repo.pointer(GOOD).exists()
     assert not os.path.lexists(repo.pointer(WEIGHTS))
-    assert mend(cache.root, hub=mending_hub).problem is None
-    assert mending_hub.bytes_sent() == SIZE
+    assert repaired(cache.root, hub=repair_hub).problem is None
+    assert repair_hub.bytes_sent() == SIZE
     assert fingerprint(cache.root) == right
 
 
@@ -173,7 +174,7 @@ def test_what_has_to_be_fetched_does_not_keep_the_other_links_from_coming_back(
     repo.revision(FILES)
     repo.missing_blob(WEIGHTS)
     repo.missing_snapshots()
-    run = mend(cache.root, variables=extra)
+    run = repaired(cache.root, variables=extra)
     assert run.problem is not None
     assert run.problem.exit_code == ExitCode.HUB
     assert repo.pointer(GOOD).exists()
@@ -189,7 +190,7 @@ def test_a_revision_whose_snapshot_was_lost_can_be_asked_for_by_its_ref(
     repo.empty_snapshot(repo.latest).rmdir()
     assert checked(cache.root, f"{REPO}@v1").problem is None
     assert checked(cache.root, f"{REPO}@main").problem is not None
-    assert mend(cache.root, f"{REPO}@main").problem is None
+    assert repaired(cache.root, f"{REPO}@main").problem is None
     loads(cache.root)
 
 
@@ -198,7 +199,7 @@ def test_where_refs_and_snapshots_were_lost_the_listing_brings_the_commit_back(
 ) -> None:
     commit = repo.revision(FILES, refs=())
     repo.missing_snapshots()
-    assert mend(cache.root).problem is None
+    assert repaired(cache.root).problem is None
     folder = snapshot_download(REPO, revision=commit, cache_dir=cache.root, local_files_only=True)
     assert Path(folder, WEIGHTS).read_bytes() == FILES[WEIGHTS]
 
@@ -209,9 +210,9 @@ def test_files_that_loading_does_not_need_get_their_links_back_too(
     repo.revision({**FILES, "README.md": b"# Name", ".gitattributes": b"*.bin"})
     repo.pointer("README.md").unlink()
     assert [one.file for one in checked(cache.root).missing] == ["README.md"]
-    assert mend(cache.root).problem is None
+    assert repaired(cache.root).problem is None
     repo.missing_snapshots()
-    assert mend(cache.root).problem is None
+    assert repaired(cache.root).problem is None
     loads(cache.root)
     assert repo.pointer(".gitattributes").read_bytes() == b"*.bin"
 

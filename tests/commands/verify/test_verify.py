@@ -56,7 +56,7 @@ def repo(cache: CacheBuilder) -> CachedRepo:
     return repo
 
 
-def test_a_whole_cache_is_good_and_is_not_touched(cache: CacheBuilder, repo: CachedRepo) -> None:
+def test_a_complete_cache_is_good_and_is_not_touched(cache: CacheBuilder, repo: CachedRepo) -> None:
     before = fingerprint(cache.root)
     value = check(cache)
     assert fingerprint(cache.root) == before
@@ -213,7 +213,7 @@ def test_a_header_that_makes_no_sense_is_damage_where_no_hash_vouches_for_it(
     assert (damage.repo, damage.problem) == ("org/copy", "unreadable-header")
 
 
-def test_content_in_the_shared_store_is_hashed_once_and_damage_told_of_each_repo(
+def test_content_in_the_shared_store_is_hashed_once_and_its_damage_reported_for_each_repo(
     cache: CacheBuilder,
 ) -> None:
     xet = {WEIGHTS: "ab" * 32}
@@ -251,7 +251,7 @@ def test_only_what_is_asked_for_is_read(cache: CacheBuilder, repo: CachedRepo) -
     assert check(cache, "org/other@main").problem is not None
 
 
-def test_what_lacks_is_told(cache: CacheBuilder) -> None:
+def test_what_is_missing_is_reported(cache: CacheBuilder) -> None:
     repo = cache.repo("org/name")
     repo.revision(FILES, downloaded=[WEIGHTS])
     value = check(cache)
@@ -274,12 +274,12 @@ def test_a_first_download_in_progress_is_missing_and_not_damaged(cache: CacheBui
     assert value.missing
 
 
-def test_what_to_do_about_damage_is_a_command_that_mends_it(cache: CacheBuilder) -> None:
+def test_what_to_do_about_damage_is_a_command_that_repairs_it(cache: CacheBuilder) -> None:
     mine = Config("config.yaml", "--config", {"mine": ModelConfig("mine", "org/absent")}, Limits())
     session = Session(read_environment(), mine, CacheLocation(str(cache.root), "test"))
     error = verify(session, ["mine"]).problem
     assert error is not None
-    assert error.hint == "fetch it: vlmcache pull org/absent"
+    assert error.hint == "fetch it: vlmcache pull org/absent --config config.yaml"
 
     data = cache.repo("org/data", "dataset")
     data.revision({"a.bin": b"data" * 1000})
@@ -288,7 +288,8 @@ def test_what_to_do_about_damage_is_a_command_that_mends_it(cache: CacheBuilder)
     assert found.findings == ()
     error = found.problem
     assert error is not None
-    assert error.hint == "'vlmcache verify --repair' fetches what is bad, and only that"
+    again = "vlmcache verify --repair --config config.yaml"
+    assert error.hint == f"'{again}' fetches what is bad, and only that"
     shown = status(session)
     remedies = [one.remedy for one in shown.findings if one.severity == "error"]
     assert remedies == ["vlmcache pull datasets/org/data --config config.yaml"]
@@ -330,13 +331,13 @@ def test_a_blob_of_holes_that_no_listing_names_is_not_read(
     assert value.checked == 3
 
 
-@pytest.mark.parametrize("mending", [True, False], ids=["repair", "verify"])
+@pytest.mark.parametrize("repairs", [True, False], ids=["repair", "verify"])
 def test_what_was_swapped_while_it_ran_is_no_success(
     cache: CacheBuilder,
     repo: CachedRepo,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    mending: bool,
+    repairs: bool,
 ) -> None:
     def swapped(cache_dir: str) -> CacheState:
         state = scan(cache_dir)
@@ -346,7 +347,7 @@ def test_what_was_swapped_while_it_ran_is_no_success(
 
     monkeypatch.setattr("vlmcache.commands.verify.verify.scan", swapped)
     monkeypatch.setattr("vlmcache.commands.verify.repair.scan", swapped)
-    if mending:
+    if repairs:
         location = CacheLocation(str(cache.root), "test")
         session = Session(read_environment(), shipped_config(), location)
         value: Verification = repair(session, options=VerifyOptions(dry_run=True))

@@ -51,7 +51,9 @@ def test_the_document_keeps_to_its_schema(cache: CacheBuilder, vlmcache: Vlmcach
     assert {"checked", "bytes", "seconds", "unverifiable"} <= document.keys()
 
 
-def test_a_second_run_reads_nothing_unless_told_to(cache: CacheBuilder, vlmcache: Vlmcache) -> None:
+def test_a_second_run_reads_nothing_unless_asked_to(
+    cache: CacheBuilder, vlmcache: Vlmcache
+) -> None:
     whole(cache)
     counts = [
         vlmcache("verify", "--json", *options).document["checked"]
@@ -60,7 +62,7 @@ def test_a_second_run_reads_nothing_unless_told_to(cache: CacheBuilder, vlmcache
     assert counts == [2, 0, 2, 0]
 
 
-def test_wrong_options_and_names_are_told_in_one_line(
+def test_wrong_options_and_names_are_reported_in_one_line(
     cache: CacheBuilder, vlmcache: Vlmcache
 ) -> None:
     whole(cache)
@@ -115,7 +117,7 @@ def _has_open(pid: int, name: str) -> bool:
         return False
 
 
-def test_repair_is_planned_carried_out_and_told(cache: CacheBuilder) -> None:
+def test_repair_is_planned_carried_out_and_reported(cache: CacheBuilder) -> None:
     with LoopbackHub() as hub:
         hub.add_repo("org/name").commit(FILES)
         repo = whole(cache)

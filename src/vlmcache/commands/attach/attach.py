@@ -1,4 +1,4 @@
-"""`attach` and `detach`: what a base has becomes part of this cache as links, or does no more."""
+"""`attach` and `detach`: links to what a base has are added to this cache, or removed from it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def attach(
     *,
     dry_run: bool = False,
 ) -> AttachReport:
-    """Link all that a base has, and this cache has not, into this cache.
+    """Link all that a base has and this cache does not have into this cache.
 
     Args:
         session: the cache, and the base that the user's configuration names.
@@ -59,7 +59,7 @@ def attach(
         The plan, and the receipt if it was carried out.
 
     Raises:
-        UsageError: no base is named, or it is not a cache, or this very cache.
+        UsageError: no base is named, or it is not a cache, or it is this very cache.
     """
     if not dry_run:
         expire(session)
@@ -86,9 +86,10 @@ def attach(
     for links, row in zip(attaching.links, rows, strict=True):
         outcome, error = _attach_one(cache, links, row.path)
         outcomes.append(outcome)
-        failure = None if error is None else Failure.of(error)
-        made = "attached" if error is None else "failed"
-        done.append(msgspec.structs.replace(row, state=made, error=failure))
+        if error is None:
+            done.append(msgspec.structs.replace(row, state="attached"))
+        else:
+            done.append(msgspec.structs.replace(row, state="failed", error=Failure.of(error)))
     receipt = space.measured(Receipt(tuple(outcomes)))
     return msgspec.structs.replace(report, repos=tuple(done), receipt=receipt)
 
@@ -152,7 +153,7 @@ def _base_folder(session: Session, state: CacheState, base: str | None) -> str:
     """
     named = base or session.config.base
     if named is None:
-        known = {one for bases in recorded_bases(state.dir).values() for one in bases}
+        known = {folder for bases in recorded_bases(state.dir).values() for folder in bases}
         if len(known) != 1:
             several = f"several bases are attached: {', '.join(sorted(known))}"
             raise UsageError(
@@ -179,8 +180,8 @@ def _base_folder(session: Session, state: CacheState, base: str | None) -> str:
             f"the base holds no models: {path}",
             "name the folder that holds models--owner--name",
         )
-    here, there = os.path.realpath(state.dir), os.path.realpath(path)
-    if f"{here}/".startswith(f"{there}/") or f"{there}/".startswith(f"{here}/"):
+    own, other = os.path.realpath(state.dir), os.path.realpath(path)
+    if f"{own}/".startswith(f"{other}/") or f"{other}/".startswith(f"{own}/"):
         raise UsageError(
             f"the base is this very cache, or in it: {path}",
             "name your own cache with --cache-dir or HF_HUB_CACHE",
@@ -192,7 +193,7 @@ def _absent_base(state: CacheState, path: str) -> UsageError:
     for repo in state.repos:
         if repo.away is not None and repo.away.base and repo.away.destination == path:
             return UsageError(away_words(repo.away, repo.id), away_remedy(repo.away))
-    return UsageError(f"the base is not there: {path}", "is it mounted?")
+    return UsageError(f"the base does not exist: {path}", "is it mounted?")
 
 
 def _is_cache(folder: str) -> bool:
@@ -210,13 +211,13 @@ def detach(
     dry_run: bool = False,
     confirm: Confirm | None = None,
 ) -> AttachReport:
-    """Remove the links into a base, and nothing else: the base need not even be there.
+    """Remove the links into a base, and nothing else: the base itself need not exist.
 
     Args:
         session: the cache.
         base: the folder of the base; the only one if not given.
         dry_run: only plan.
-        confirm: is given the plan, and returns whether to continue; without it nobody is asked.
+        confirm: called with the plan, returns whether to continue; nobody is asked if `None`.
 
     Raises:
         UsageError: nothing of the cache is in that base, or one of several has to be named.
@@ -277,9 +278,9 @@ def _outcome_of(
     if repo is None or not _leads(repo, folders):
         return msgspec.structs.replace(row, state="detached")
     inside = row.path + os.sep
-    undone = [one for one in receipt.undone if f"{one.path}{os.sep}".startswith(inside)]
-    why = next((one.detail for one in undone if one.detail), "links stay")
-    busy = any(one.result == "busy" for one in undone)
+    undone = [step for step in receipt.undone if f"{step.path}{os.sep}".startswith(inside)]
+    why = next((step.detail for step in undone if step.detail), "links stay")
+    busy = any(step.result == "busy" for step in undone)
     error = (InUseError if busy else ChangedError)(why, "detach again")
     return msgspec.structs.replace(row, state="failed", error=Failure.of(error))
 
@@ -290,10 +291,10 @@ def _named_bases(
     records: dict[str, tuple[str, ...]],
     base: str | None,
 ) -> set[str]:
-    """Return the bases, as they are recorded, that are meant; none if nothing is attached.
+    """Return the bases that are meant, as they are recorded; none if nothing is attached.
 
     Raises:
-        UsageError: none is, or one of several has to be named.
+        UsageError: that base is not attached, or one of several has to be named.
     """
     known = {folder for bases in records.values() for folder in bases}
     known |= {folder for repo in state.repos for folder in repo.bases}
@@ -308,11 +309,11 @@ def _named_bases(
     path = os.path.normpath(session.environment.absolute(os.path.expanduser(base)))
     places = {path, os.path.join(path, "hub")}
     real = {os.path.realpath(place) for place in places}
-    found = {folder for folder in known if folder in places or os.path.realpath(folder) in real}
-    if not found:
+    meant = {folder for folder in known if folder in places or os.path.realpath(folder) in real}
+    if not meant:
         attached = f"; attached: {', '.join(sorted(known))}" if known else ""
         raise UsageError(
             f"nothing of this cache is in that base: {path}{attached}",
             "'vlmcache status' shows what is attached",
         )
-    return found
+    return meant

@@ -1,4 +1,4 @@
-"""What `attach` links and `detach` removes, from the states of both caches alone (pure)."""
+"""What `attach` links and `detach` removes, planned from the states of both caches (pure)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from vlmcache.change.removal_plan import plan_of
 from vlmcache.change.removals import Removals
 
 _NOTHING = "the base has no files of it that could be linked"
-
-
 _Refs = tuple[dict[str, str], dict[str, str]]
 
 
@@ -26,9 +24,9 @@ class Attaching(NamedTuple):
 
     plan: Plan
     links: list[RepoLinks]
-    """What the plan's actions stand for, in the same order."""
+    """The links that each action of the plan makes, in the same order."""
     unchanged: int
-    """Repos of which everything is here, or linked, already."""
+    """Repos of the base that are here, or linked, completely."""
 
 
 def plan_attach(
@@ -81,7 +79,7 @@ def _why_not(theirs: Repo, mine: Repo | None) -> str | None:
 
 
 def _action(theirs: Repo, mine: Repo | None, path: str, links: RepoLinks) -> Attach:
-    reason = "the base has it, this cache has not"
+    reason = "the base has it, this cache does not"
     if mine is not None:
         reason = "the base has more of it" if links.blobs or links.files else "the base names it"
     return Attach(
@@ -122,7 +120,7 @@ def _links_of(
             files[commit] = needed
         for etag in linkable.values():
             blob = mine.blobs.get(etag) if mine is not None else None
-            # A link of which no record says that it is ours is one as soon as it is recorded.
+            # A link into the base that is in no record becomes ours as soon as it is recorded.
             unknown = blob is not None and blob.linked and not (blob.base or blob.shared)
             if blob is None or not blob.present or unknown:
                 blobs[etag] = lent[etag]
@@ -164,7 +162,7 @@ def _linkable(revision: Revision, lent: Mapping[str, Lent]) -> dict[str, str]:
 
 
 def _refs(theirs: Repo, mine: Repo | None, commits: set[str]) -> _Refs:
-    """Return the refs to write, and all that the base decides: not one that somebody set here."""
+    """Return the refs to write, and all refs that follow the base: none that was set here."""
     before = mine.base_refs if mine is not None else {}
     refs: dict[str, str] = {}
     recorded: dict[str, str] = {}
@@ -188,12 +186,12 @@ def _refs_that_stay(theirs: Repo, mine: Repo | None, links: RepoLinks) -> Iterat
 
 
 def plan_detach(state: CacheState, folders: set[str], recorded: set[str]) -> Plan:
-    """Return what removes the links into bases, and with them what would lead nowhere.
+    """Return what removes the links into bases, and all that would lead nowhere without them.
 
     Args:
         state: the cache.
         folders: the bases.
-        recorded: folders of repos that are not there, and of which a record names these bases.
+        recorded: the folders of repos whose records name these bases; they need not exist.
     """
     chosen = Removals()
     reason = "a link into the base"

@@ -23,7 +23,7 @@ AttachState = Literal["planned", "attached", "detached", "failed"]
 
 
 class AttachedRepo(msgspec.Struct, frozen=True):
-    """What became of one repo. size is the length of what is, or was, linked into the base."""
+    """What became of one repo."""
 
     repo: str
     type: str
@@ -31,8 +31,9 @@ class AttachedRepo(msgspec.Struct, frozen=True):
     """Its place in the cache."""
     state: AttachState
     blobs: int = 0
-    """Links into the base that were, or would be, made or removed."""
+    """Links into the base that were made or removed, or would be."""
     size: int = 0
+    """Bytes of what is, or was, linked into the base."""
     revisions: tuple[str, ...] = ()
     error: Failure | None = None
 
@@ -53,9 +54,9 @@ class AttachReport(Report, frozen=True):
     receipt: Receipt | None = None
     """What was done; `None` if nothing was."""
     unchanged: int = 0
-    """Repos of the base of which everything is here, or linked, already."""
+    """Repos of the base that are here, or linked, completely."""
     in_use: tuple[Kept, ...] = ()
-    """What processes use, and who they are; then nothing is detached."""
+    """What is in use, and by which processes; then nothing is detached."""
 
     @property
     def ids(self) -> list[str]:
@@ -66,17 +67,16 @@ class AttachReport(Report, frozen=True):
     def problem(self) -> VlmcacheError | None:
         """Why something was not done, or `None` if all went as asked."""
         if self.in_use:
-            words = f"nothing was detached: {in_use_words(self.in_use)}"
-            return InUseError(words, "end it, then detach again")
+            message = f"nothing was detached: {in_use_words(self.in_use)}"
+            return InUseError(message, "end it, then detach again")
         if self.receipt is None or not self.receipt.undone:
             return None
         failed = [(repo.repo, repo.error) for repo in self.repos if repo.error is not None]
         if not failed:
             undone = self.receipt.undone
-            words = undone[0].detail or undone[0].path
-            if all(outcome.result == "stale" for outcome in undone):
-                return ChangedError(f"{words}{and_more(len(undone) - 1)}", "run it again")
-            return PartlyError(f"{words}{and_more(len(undone) - 1)}", "run it again")
+            is_stale = all(outcome.result == "stale" for outcome in undone)
+            words = f"{undone[0].detail or undone[0].path}{and_more(len(undone) - 1)}"
+            return (ChangedError if is_stale else PartlyError)(words, "run it again")
         name, error = failed[0]
         if len(failed) < len(self.repos):
             return PartlyError(
@@ -91,10 +91,10 @@ class AttachReport(Report, frozen=True):
 
 
 class NotAttachedError(VlmcacheError):
-    """None of it was done."""
+    """No model could be attached or detached."""
 
     code = "not-attached"
 
 
 Confirm = Callable[[AttachReport], bool]
-"""Is given the plan, and returns whether to continue."""
+"""Called with the plan; returns whether to continue."""

@@ -78,8 +78,8 @@ def _table(repos: tuple[AttachedRepo, ...], *, verbose: bool) -> Table:
 
 def _show_kept(out: Console, kept: tuple[Kept, ...], *, verbose: bool) -> None:
     shown = kept if verbose else kept[:_MOST_KEPT]
-    for one in shown:
-        text = f"{printable(one.repo or one.path)}: {printable(one.reason)}"
+    for item in shown:
+        text = f"{printable(item.repo or item.path)}: {printable(item.reason)}"
         out.print(labelled("Left alone", Text(text), width=12))
     more = and_more(len(kept) - len(shown))
     if more:

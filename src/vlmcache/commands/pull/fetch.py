@@ -1,4 +1,4 @@
-"""A download order, carried out: blobs in parallel, each linked when complete, the ref last."""
+"""Carries out a download order: blobs in parallel, each linked when complete, the ref last."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ class _Work:
         self.waits = cache is None
         name = layout.folder_of(order.repo)
         folder = os.path.join(order.cache_dir, name)
-        # Links into the shared store are relative to where the repo's folder really is.
         self.tree, self.folder = self.cache, folder
+        # Links into the shared store are relative to where the repo's folder really is.
         self.shares = not os.path.islink(folder) or bool(destination_of(order.cache_dir, name))
         self.tasks = deque(_tasks(order.plan))
         if client.sources.streamed:
-            # What is read once is read in its own order.
+            # What can be read only once is read in its own order.
             self.tasks = deque(sorted(self.tasks, key=self._order))
         self.outcomes: list[Outcome] = []
         self.error: VlmcacheError | None = None
@@ -107,7 +107,7 @@ class _Work:
             if self.error is None:
                 self._write_ref()
         except (OSError, VlmcacheError) as error:
-            self.error = _as_ours(error, self.folder)
+            self.error = _as_error(error, self.folder)
         finally:
             self.progress.ended(self.order.repo)
         return self.outcomes, self.error
@@ -118,7 +118,7 @@ class _Work:
 
     def _prepare(self) -> None:
         if not self.order.plan.actions:
-            # Everything is there. In a cache that cannot be written, the listing is left out.
+            # All is in place. In a cache that cannot be written to, the listing is left out.
             complete = self.order.files.keys() <= self.order.wanted
             with contextlib.suppress(OSError, CacheError):
                 self.tree, self.folder = place.home_of(self.cache, self.folder)
@@ -174,7 +174,7 @@ class _Work:
         except Stopped:
             raise
         except Exception as error:
-            problem = _named(transfer.job, _as_ours(error, self.folder))
+            problem = _named(transfer.job, _as_error(error, self.folder))
         self._note_outcome(task, problem, transfer.received)
 
     def _publish(self, group: Group) -> None:
@@ -182,7 +182,7 @@ class _Work:
         try:
             members = group.publish(partial(self._place, new=True))
         except GroupError as error:
-            members, problem = error.members, _as_ours(error.error, self.folder)
+            members, problem = error.members, _as_error(error.error, self.folder)
         for member in members:
             self._note_outcome(member.task, problem, member.transfer.received)
 
@@ -238,13 +238,12 @@ class _Work:
         longest = self.client.patience.longest_download
         with blob_lock(self.cache, lock, self.client.stop_token, waiting, arrived, longest):
             # The process that held the lock before may have done the work.
+            distrusted = etag in self.order.distrusted
             bad = place.file_size(job.blob) != size or (
-                etag in self.order.distrusted
-                and hash_file(job.blob, etag, self.tree.open_content) != etag
+                distrusted and hash_file(job.blob, etag, self.tree.open_content) != etag
             )
             store = SharedStore(self.tree.root)
             shared = store.target_of(job.blob) if bad else None
-            distrusted = etag in self.order.distrusted
             new = bad and (distrusted or not (self._link_base(job) or link_shared(job)))
             if new and not isinstance(task[0], Fetch):
                 raise ChangedError(
@@ -254,7 +253,7 @@ class _Work:
             if new:
                 if not fetch_elsewhere(transfer):
                     self._ask_hub(transfer)
-                if shared is not None and etag in self.order.distrusted:
+                if shared is not None and distrusted:
                     store.return_blob(job.blob, shared)
             transfer.moved(size)
             self._place(self.tree, task, job, new=new)
@@ -345,7 +344,7 @@ def _named(job: BlobJob, error: VlmcacheError) -> VlmcacheError:
     return error
 
 
-def _as_ours(error: Exception, path: str) -> VlmcacheError:
+def _as_error(error: Exception, path: str) -> VlmcacheError:
     if isinstance(error, VlmcacheError):
         return error
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""Small files of a pull, brought to the disk together."""
+"""Small files of a pull, written and published together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Task = Sequence[Fetch | Link]
 
 
 class Member(NamedTuple):
-    """A blob that is written but has not its name yet."""
+    """A blob that is written but does not have its name yet."""
 
     task: Task
     transfer: Transfer
@@ -37,7 +37,7 @@ class Member(NamedTuple):
 
 
 class GroupError(Exception):
-    """A group cannot be published. `members` is what it held, `error` why."""
+    """A group cannot be published: `members` are those that it had, `error` is why."""
 
     def __init__(self, members: list[Member], error: Exception) -> None:
         super().__init__(str(error))
@@ -74,7 +74,7 @@ class Group:
         """Receive a blob and write it next to its place.
 
         Returns:
-            Whether it was: if not, nothing of it is held.
+            Whether it was added; if not, nothing of it is kept open or locked.
 
         Raises:
             VlmcacheError: the hub refuses the file.
@@ -111,7 +111,7 @@ class Group:
             place: puts a blob, which is on the disk, into the snapshot.
 
         Returns:
-            What the group held. It is empty now, and no lock is held.
+            The members that the group had. It is empty now, and holds no lock.
 
         Raises:
             GroupError: the disk refuses.
@@ -126,17 +126,15 @@ class Group:
         return members
 
     def _publish(self, place: Callable[[Tree, Task, BlobJob], None]) -> None:
-        synced = False
         try:
             for member in self._members:
                 os.fsync(member.file.fileno())
                 member.file.close()
-            synced = True
-        finally:
-            if not synced:
-                # The system reports it once: a later sync of the same bytes would seem to succeed.
-                for member in self._members:
-                    self._tree.discard(member.transfer.job.partial)
+        except BaseException:
+            # The system reports it once: a later sync of the same bytes would seem to succeed.
+            for member in self._members:
+                self._tree.discard(member.transfer.job.partial)
+            raise
         for member in self._members:
             self._tree.rename(member.transfer.job.partial, member.transfer.job.blob)
         self._tree.sync()
@@ -145,7 +143,7 @@ class Group:
         self._tree.sync()
 
     def release(self) -> None:
-        """Let go of everything; what was not published stays as a partial."""
+        """Close and unlock everything; what was not published stays as a partial."""
         while self._members:
             member = self._members.pop()
             member.file.close()

@@ -1,4 +1,4 @@
-"""Which files a revision has: as this cache or the hub says, or else a source of the pull."""
+"""Which files a revision has, according to this cache, the hub, or else a source of the pull."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Listed(NamedTuple):
 
 
 class ListingFinder(NamedTuple):
-    """Finds what is in a revision of a model, and adds to the findings what is to be known."""
+    """Finds what is in a revision of a model, and adds findings about that."""
 
     client: Client
     state: CacheState
@@ -35,7 +35,14 @@ class ListingFinder(NamedTuple):
     findings: list[Finding]
 
     def find(self, attempts: int | None) -> Listed:
-        """Return what is in a revision: as this cache or the hub says, or else a source."""
+        """Return what is in the revision, according to this cache, the hub, or else a source.
+
+        Args:
+            attempts: how often to ask the hub; as often as patience allows if `None`.
+
+        Raises:
+            VlmcacheError: neither the hub nor a source lists it.
+        """
         sources = self.client.sources
         try:
             return self._by_hub(1 if sources else attempts)
@@ -58,7 +65,7 @@ class ListingFinder(NamedTuple):
                     "pull again once the hub answers: it compares",
                 )
             )
-            # It is not kept as the hub's: a later pull is to ask the hub.
+            # It is not kept as the hub's listing, so that a later pull asks the hub.
             return Listed(commit, files, None, new=False)
 
     def _by_hub(self, attempts: int | None) -> Listed:
@@ -68,7 +75,7 @@ class ListingFinder(NamedTuple):
         if self.client.sources.first and repo is not None:
             commit = repo.refs.get(commit, commit)
             commit = commit if commit in repo.trees else model.revision
-        # Whether a pinned commit's repo is gated is not known: nothing has been asked.
+        # For a pinned commit the hub is not asked, and whether the repo is gated stays unknown.
         resolved = None
         if layout.COMMIT.fullmatch(commit) is None:
             resolved = find_commit(self.client, model.repo, model.revision, attempts=attempts)
@@ -90,7 +97,7 @@ class ListingFinder(NamedTuple):
         try:
             check_names(model.repo, files or {})
         except HostileListingError:
-            # Another program may have written it here; the hub's own listing counts.
+            # Another program may have written it; the hub's own listing counts.
             files = None
         new = files is None
         if files is None:
@@ -99,7 +106,7 @@ class ListingFinder(NamedTuple):
 
 
 def origins_of(client: Client, plan: Plan, files: Mapping[str, TreeFile]) -> dict[str, str]:
-    """Return etag -> the source that would be asked for it, of what a plan fetches."""
+    """Return the etags that a plan fetches -> the source that would be asked for each."""
     sources = client.sources
     origins: dict[str, str] = {}
     for action in plan.actions if sources else ():

@@ -23,7 +23,7 @@ from vlmcache.progress import Progress, planned
 
 
 class VariantError(UsageError):
-    """One of several variants of a model has to be named.
+    """A model has several variants, and the one to use has to be named.
 
     Args:
         repo: the repo's id.
@@ -57,7 +57,7 @@ class FileSelection(msgspec.Struct, frozen=True):
 
     @property
     def is_plain(self) -> bool:
-        """Whether what loading needs is wanted, and not what somebody chose."""
+        """Whether just what loading needs is wanted, and nothing was chosen by hand."""
         return not (self.include or self.exclude or self.every)
 
     def choose(
@@ -66,7 +66,7 @@ class FileSelection(msgspec.Struct, frozen=True):
         files: Collection[str] | Mapping[str, TreeFile],
         revision: Revision | None = None,
         read: Read = lambda _: None,
-    ) -> Choice:
+    ) -> ChosenFiles:
         """Return which files are wanted, and why the others are not.
 
         Args:
@@ -107,7 +107,7 @@ class FileSelection(msgspec.Struct, frozen=True):
         else:
             if division.choices is not None:
                 raise VariantError(repo, division.choices.sizes(sizes))
-            # What is here and is not what it should be is repaired, needed or not.
+            # A file that is here and damaged is repaired, needed or not.
             broken = {
                 name
                 for name in linked.keys() & listed
@@ -127,7 +127,7 @@ class FileSelection(msgspec.Struct, frozen=True):
             for name in chosen - linked.keys()
             if (problem := layout.file_name_problem(name)) is not None
         }
-        choice = Choice(
+        choice = ChosenFiles(
             frozenset(chosen),
             {name: left[name] for name in sorted(left.keys() - chosen)},
             division.repos if is_model and not self.include else (),
@@ -137,7 +137,7 @@ class FileSelection(msgspec.Struct, frozen=True):
         return choice.without(refused)
 
 
-class Choice(NamedTuple):
+class ChosenFiles(NamedTuple):
     """Which files of a repo are wanted."""
 
     wanted: frozenset[str]
@@ -146,14 +146,14 @@ class Choice(NamedTuple):
     repos: tuple[OtherRepo, ...] = ()
     """Other repos that loading needs."""
     note: str | None = None
-    """What is to be known before loading, see `Division.note`."""
+    """What to know before loading: see `Division.note`."""
     needed: frozenset[str] = frozenset()
     """Files that loading needs."""
     refused: Mapping[str, str] = {}
     """File that was wanted -> why it cannot be written."""
 
-    def without(self, refused: Mapping[str, str]) -> Choice:
-        """Return it without files that cannot be written; these are left out."""
+    def without(self, refused: Mapping[str, str]) -> ChosenFiles:
+        """Return the choice without files that cannot be written: these are left out."""
         return self._replace(
             wanted=self.wanted - refused.keys(),
             left_out={**self.left_out, **refused},
@@ -171,11 +171,11 @@ class Listing(NamedTuple):
 def downloads_shown(
     progress: Progress, orders: Sequence[DownloadOrder]
 ) -> contextlib.AbstractContextManager[None]:
-    """Show meanwhile how far several downloads together are."""
+    """Show the progress of several downloads together, as long as the context lasts."""
     sizes: dict[str, int] = {}
     have: dict[str, int] = {}
     for order in orders:
-        # Of one repo, several revisions or variants may be downloaded.
+        # Several revisions or variants of one repo may be downloaded.
         sizes[order.repo] = sizes.get(order.repo, 0) + sum(fetch.size for fetch in order.fetches)
         have[order.repo] = have.get(order.repo, 0) + order.have
     return planned(progress, "on disk", sizes, have)
@@ -200,7 +200,7 @@ class DownloadOrder(NamedTuple):
     repos: tuple[OtherRepo, ...] = ()
     """Other repos that loading needs."""
     note: str | None = None
-    """What is to be known before loading, see `Division.note`."""
+    """What to know before loading: see `Division.note`."""
     refused: Mapping[str, str] = {}
     """File that was wanted -> why it cannot be written here."""
     judged: bool = False
@@ -208,7 +208,7 @@ class DownloadOrder(NamedTuple):
     restriction: str | None = ""
     """`gated`, `private`, or `None` if everybody may have the files; empty if it is not known."""
     origins: Mapping[str, str] = {}
-    """Etag -> the source that would be asked for the content; the hub for what is not in it."""
+    """Etag -> the source that would be asked for the content; the hub is asked for all others."""
     lent: Mapping[str, Lent] = {}
     """Etag -> where a base has the content."""
 
@@ -219,7 +219,7 @@ class DownloadOrder(NamedTuple):
 
     @property
     def have(self) -> int:
-        """Bytes of that which are here already."""
+        """Bytes of what is to be fetched that are here already."""
         return sum(fetch.have for fetch in self.fetches)
 
     @property
@@ -247,7 +247,8 @@ def plan_pull(
         wanted: names of the files that are wanted.
     """
     commit, files = listing
-    folder = os.path.join(state.dir, layout.folder_of(repo_name))
+    repo_folder = layout.folder_of(repo_name)
+    folder = os.path.join(state.dir, repo_folder)
     snapshot = layout.snapshot_path(folder, commit)
     repo = state.repo(repo_name)
     revision = repo.revision(commit) if repo is not None else None
@@ -263,11 +264,11 @@ def plan_pull(
         path = layout.file_path(snapshot, name)
         if repo is not None and repo.holds(file):
             links.append(Link(repo_name, name, path, file.etag, _why_link(cached, revision)))
-        elif (lent := state.lends(layout.folder_of(repo_name), file)) is not None:
+        elif (lent := state.lends(repo_folder, file)) is not None:
             links.append(Link(repo_name, name, path, file.etag, f"in the base {lent.base}"))
         elif state.shares(repo, file):
             links.append(Link(repo_name, name, path, file.etag, "in the shared store already"))
-        elif state.takes_back(layout.folder_of(repo_name), file):
+        elif state.takes_back(repo_folder, file):
             links.append(Link(repo_name, name, path, file.etag, "in the trash"))
         elif file.etag in fetches:
             links.append(Link(repo_name, name, path, file.etag, "the same content as another file"))
@@ -290,14 +291,14 @@ def plan_pull(
 def lent_for(
     state: CacheState, repo_name: str, plan: Plan, files: Mapping[str, TreeFile]
 ) -> dict[str, Lent]:
-    """Return etag -> where a base has it, of what a plan links."""
+    """Return the etags that a plan links -> where a base has each."""
     folder = layout.folder_of(repo_name)
     lent = {
         action.etag: state.lends(folder, files[action.file])
         for action in plan.actions
         if isinstance(action, Link) and action.file in files
     }
-    return {etag: one for etag, one in lent.items() if one is not None}
+    return {etag: where for etag, where in lent.items() if where is not None}
 
 
 def _is_correct(cached: File, listed: TreeFile) -> bool:

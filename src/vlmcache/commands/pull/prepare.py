@@ -1,4 +1,4 @@
-"""What one model needs: the cache is read and the hub asked, and a download order comes out."""
+"""What a pull has to do for one model: reads the cache, asks the hub, makes a download order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlmcache.change.place import check_places
 from vlmcache.change.plan import Fetch, Link, Plan
 from vlmcache.commands.pull.listed import ListingFinder, origins_of
 from vlmcache.commands.pull.plan import (
-    Choice,
+    ChosenFiles,
     DownloadOrder,
     FileSelection,
     Listing,
@@ -69,7 +69,7 @@ def prepare_pull(
         model: the model.
         selection: which of its files are wanted.
         bases: the folders of the caches beneath this one.
-        kept: whether what the trash has counts as here.
+        kept: whether what is in the trash counts as cached.
     """
     begun = time.monotonic()
     findings: list[Finding] = []
@@ -85,7 +85,7 @@ def prepare_pull(
         order = _Preparation(client, state, model, selection, findings).order()
         check_places(order.plan.placed)
         if not (order.judged or order.plan.actions or order.new_listing) and selection.is_plain:
-            # Nothing can be fetched, and yet something may be wrong.
+            # There is nothing to fetch, and yet something may be wrong.
             problem = _problem(order, judge(repo, order.commit, variant=selection.variant))
             if problem is not None:
                 raise problem
@@ -113,7 +113,7 @@ def prepare_pull(
 
 
 def _remarks(order: DownloadOrder) -> Iterator[Finding]:
-    """Yield what is to be known of single files of an order."""
+    """Yield findings about single files of an order."""
     refused = [f"{short_text(name)}: {why}" for name, why in order.refused.items()]
     if refused:
         files = units.counted(len(refused), "file")
@@ -139,25 +139,25 @@ def prepare_needed(
         client: the hub.
         cache_dir: the cache.
         planned: the models.
-        prepared: returns what is to be done for one of them, if that is not all of it fetched.
+        prepared: returns what is to be done for one of them; `prepare_pull` if not given.
     """
-    others = repo_finder(cache_dir, read_damaged(client.environment))
+    cached = repo_finder(cache_dir, read_damaged(client.environment))
     prepared = prepared or partial(prepare_pull, client, cache_dir)
-    found: list[PlannedModel] = []
+    others: list[PlannedModel] = []
     known = {part.model.repo.casefold() for part in planned}
     pending = list(planned)
     while pending:
         part = pending.pop(0)
         for need in part.order.repos if part.order is not None else ():
-            if need.id.casefold() in known or is_here(need, others):
+            if need.id.casefold() in known or is_here(need, cached):
                 continue
             known.add(need.id.casefold())
             model = ModelConfig(need.id, need.id, need.revision, configured=False)
             selection = FileSelection(include=("*.py",) if need.code else ())
-            other = prepared(model, selection)
-            found.append(other._replace(needed_by=part.model))
-            pending.append(found[-1])
-    return found
+            other = prepared(model, selection)._replace(needed_by=part.model)
+            others.append(other)
+            pending.append(other)
+    return others
 
 
 def check_result(order: DownloadOrder, variant: str | None) -> VlmcacheError | None:
@@ -167,7 +167,7 @@ def check_result(order: DownloadOrder, variant: str | None) -> VlmcacheError | N
 
 
 def _problem(order: DownloadOrder, judgement: Judgement) -> VlmcacheError | None:
-    """Return what is wrong with a model of which everything is here that the hub has."""
+    """Return what is wrong with a model although all that the hub has of it is here."""
     if judgement.state == "cached":
         return None
     is_model = layout.split_name(order.repo)[0] == "model"
@@ -177,7 +177,7 @@ def _problem(order: DownloadOrder, judgement: Judgement) -> VlmcacheError | None
         others = units.and_more(len(absent) - 1)
         return UnloadableError(
             f"{begin}: its index names {absent[0]}{others}, which the hub does not have",
-            "ask those who publish it, or pull another revision",
+            "ask whoever publishes it, or pull another revision",
         )
     if judgement.missing:
         reasons = {name: order.refused.get(name) for name in judgement.missing}
@@ -204,58 +204,54 @@ class _Preparation(NamedTuple):
     findings: list[Finding]
 
     def order(self) -> DownloadOrder:
-        """Ask the hub, or use what is complete here if it does not answer, or has it no more."""
+        """Ask the hub; use what is complete here if it does not answer, or lost the model."""
         complete = self._complete_order()
         if complete is not None and self._is_current(complete):
             return complete
         try:
-            # With something complete to fall back on, the hub gets one attempt.
+            # With a complete revision to fall back on, the hub gets one attempt.
             return self._ask(attempts=None if complete is None else 1)
         except (HubError, NoSuchRepoError) as error:
             if complete is None or isinstance(error, AccessError):
                 raise
             offline = isinstance(error, OfflineError)
-            reason = "HF_HUB_OFFLINE is set" if offline else error.message
-            self.findings.append(
-                Finding(
-                    "hub-not-asked",
-                    "info" if offline else "warning",
-                    self.model.repo,
-                    complete.snapshot,
-                    f"cached at commit {complete.commit}; whether there is a newer one is not "
-                    f"known: {reason}",
-                    None if offline else error.hint,
-                )
-            )
+            reason = f"{self.client.environment.offline_by} is set" if offline else error.message
+            self._note_not_asked(complete, reason, None if offline else error)
             return complete
 
     def _is_current(self, complete: DownloadOrder) -> bool:
         """Whether the cached commit is the wanted one; asks at most one quick question."""
-        repo = self.state.repo(self.model.repo)
-        revision = repo.revision(complete.commit) if repo is not None else None
+        revision = self._revision(complete.commit)
         if revision is None or revision.tree is None:
             return False
-        name, ref = self.model.repo, self.model.revision
-        if complete.commit == ref or self.client.sources.first:
-            if complete.commit != ref:
-                self._note_not_asked(complete, "this pull is --from other places")
+        if complete.commit == self.model.revision:
             return True
-        return commit_of(self.client, name, ref) == complete.commit
+        if self.client.sources.first:
+            self._note_not_asked(complete, "this pull is --from other places")
+            return True
+        return commit_of(self.client, self.model.repo, self.model.revision) == complete.commit
 
-    def _note_not_asked(self, complete: DownloadOrder, reason: str) -> None:
+    def _revision(self, commit: str) -> Revision | None:
+        repo = self.state.repo(self.model.repo)
+        return repo.revision(commit) if repo is not None else None
+
+    def _note_not_asked(
+        self, complete: DownloadOrder, reason: str, error: VlmcacheError | None = None
+    ) -> None:
         self.findings.append(
             Finding(
                 "hub-not-asked",
-                "info",
+                "info" if error is None else "warning",
                 self.model.repo,
                 complete.snapshot,
                 f"cached at commit {complete.commit}; whether there is a newer one is not "
                 f"known: {reason}",
+                None if error is None else error.hint,
             )
         )
 
     def _complete_order(self) -> DownloadOrder | None:
-        """Return an order of nothing to do, if the cache alone shows that everything is there."""
+        """Return an order without actions if the cache alone shows that nothing is missing."""
         model = self.model
         repo, variant = self.state.repo(model.repo), self.selection.variant
         judgement = judge(repo, model.revision, variant=variant)
@@ -264,13 +260,13 @@ class _Preparation(NamedTuple):
         commit, files = judgement.revision.commit, judgement.revision.tree
         plan = Plan(())
         if files is None:
-            # Of an older client: what loading needs is there, and more is not known.
+            # An older client pulled it: what loading needs is here, and nothing else is known.
             if self.selection != FileSelection():
                 return None
             files = {file.name: TreeFile(file.size, "") for file in judgement.revision.files}
             repos = judgement.division.repos if judgement.division is not None else ()
             note = judgement.division.note if judgement.division is not None else None
-            choice = Choice(frozenset(files), repos=repos, note=note)
+            choice = ChosenFiles(frozenset(files), repos=repos, note=note)
         else:
             try:
                 choice = self.selection.choose(
@@ -278,36 +274,40 @@ class _Preparation(NamedTuple):
                 )
             except UsageError:
                 return None
-            listing = Listing(commit, files)
-            plan, choice = self._planned(listing, choice)
+            plan, choice = self._planned(Listing(commit, files), choice)
         if plan.actions:
             return None
+        order = self._order_of(Listing(commit, files), choice, plan, new_listing=False)
+        return order._replace(judged=True)
+
+    def _order_of(
+        self, listing: Listing, choice: ChosenFiles, plan: Plan, *, new_listing: bool
+    ) -> DownloadOrder:
         return DownloadOrder(
             self.state.dir,
-            model.repo,
-            commit,
-            files,
+            self.model.repo,
+            listing.commit,
+            listing.files,
             choice.wanted,
             plan,
-            new_listing=False,
+            new_listing,
             left_out=choice.left_out,
             repos=choice.repos,
             note=choice.note,
-            judged=True,
             refused=choice.refused,
         )
 
     def _ask(self, attempts: int | None) -> DownloadOrder:
-        model, cache_dir = self.model, self.state.dir
+        model = self.model
         finder = ListingFinder(self.client, self.state, model, self.findings)
         commit, files, resolved, new = finder.find(attempts)
-        repo = self.state.repo(model.repo)
-        revision = repo.revision(commit) if repo is not None else None
+        revision = self._revision(commit)
         if not files:
             raise NoSuchFileError(f"{model.repo}@{model.revision} holds no files")
         read = self._reader(commit, files, revision)
         choice = self.selection.choose(model.repo, files, revision, read)
-        plan, choice = self._planned(Listing(commit, files), choice)
+        listing = Listing(commit, files)
+        plan, choice = self._planned(listing, choice)
         for name, why in choice.refused.items() if not choice.wanted else ():
             raise NoSuchFileError(
                 f"{model.repo}@{model.revision} holds no file that can be written here: "
@@ -324,40 +324,30 @@ class _Preparation(NamedTuple):
         if (resolved is None or resolved.gated) and needs_hub:
             # Everybody may read the listing, but not the files: say so before anything is written.
             check_download_access(self.client, model.repo)
-        return DownloadOrder(
-            cache_dir,
-            model.repo,
-            commit,
-            files,
-            choice.wanted,
-            plan,
-            new,
+        order = self._order_of(listing, choice, plan, new_listing=new)
+        return order._replace(
             distrusted=self._damaged(),
-            left_out=choice.left_out,
-            repos=choice.repos,
-            note=choice.note,
-            refused=choice.refused,
             restriction="" if resolved is None else resolved.restriction,
             origins=origins,
             lent=lent_for(self.state, model.repo, plan, files),
         )
 
-    def _planned(self, listing: Listing, choice: Choice) -> tuple[Plan, Choice]:
+    def _planned(self, listing: Listing, choice: ChosenFiles) -> tuple[Plan, ChosenFiles]:
         """Return what is to be done, without files that this filesystem cannot hold."""
         name, cache_dir = self.model.repo, self.state.dir
         plan = plan_pull(self.state, name, self.model.revision, listing, choice.wanted)
         new = {action.file for action in plan.actions if isinstance(action, Fetch | Link)}
-        repo = self.state.repo(name)
-        revision = repo.revision(listing.commit) if repo is not None else None
+        revision = self._revision(listing.commit)
         here = [file.name for file in revision.files] if revision is not None and new else []
-        # Of two names that are one, that stays which is here, or is needed.
-        names = [*here, *sorted(new, key=lambda one: (one not in choice.needed, one))]
+        # Of two names that are one to this filesystem, the one that is here or needed stays.
+        names = [*here, *sorted(new, key=lambda file: (file not in choice.needed, file))]
         snapshot = f"{layout.folder_of(name)}/{layout.SNAPSHOTS}/{listing.commit}"
         refused = refused_names(cache_dir, [f"{snapshot}/{file}" for file in names])
         words = {path[len(snapshot) + 1 :]: why for path, why in refused.items()}
         reasons = {file: f"the filesystem {words[file]}" for file in sorted(words.keys() & new)}
-        choice = choice.without(reasons)
-        plan = plan_pull(self.state, name, self.model.revision, listing, choice.wanted)
+        if reasons:
+            choice = choice.without(reasons)
+            plan = plan_pull(self.state, name, self.model.revision, listing, choice.wanted)
         return plan, choice
 
     def _damaged(self) -> frozenset[str]:
@@ -369,7 +359,7 @@ class _Preparation(NamedTuple):
     def _reader(
         self, commit: str, files: Mapping[str, TreeFile], revision: Revision | None
     ) -> Callable[[str], bytes | None]:
-        """Return what reads a file of the commit: the few that decide, before anything is here."""
+        """Return what reads a file of the commit; the few that decide are fetched for that."""
         here = reader(revision) if revision is not None else None
         present = {file.name for file in revision.files} if revision is not None else set()
         asked: dict[str, bytes | None] = {}

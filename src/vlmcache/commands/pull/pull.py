@@ -18,21 +18,10 @@ from vlmcache.cache.trash import has_trash
 from vlmcache.change.abilities import check_filesystem
 from vlmcache.change.plan import Failure, Outcome, Plan, Receipt, joined
 from vlmcache.change.space import FreeSpace
-from vlmcache.commands.pull.making_room import (
-    in_trash,
-    make_room,
-    room_in_trash,
-    what_helps,
-    why_stopped,
-)
+from vlmcache.commands.pull.making_room import Room, room_for
 from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, VariantError, downloads_shown
 from vlmcache.commands.pull.prepare import check_result, prepare_needed, prepare_pull
-from vlmcache.commands.pull.room import (
-    Shortage,
-    abilities_needed,
-    find_shortage,
-    without_fetches,
-)
+from vlmcache.commands.pull.room import abilities_needed, without_fetches
 from vlmcache.commands.pull.values import (
     FileOrigin,
     LeftOut,
@@ -97,10 +86,8 @@ def _pull(
         note=progress.note,
     )
     space = FreeSpace(session.cache.dir)
-    outcomes: list[Outcome] = []
     rows: list[PulledModel] = []
     errors: list[tuple[str, VlmcacheError]] = []
-    shortage_of = partial(find_shortage, session.cache.dir, session.config.limits)
     named = options.sources or session.config.sources
     unusable = _use_sources(session, client, options) if named else []
     try:
@@ -109,20 +96,12 @@ def _pull(
         orders = [part.order for part in planned if part.order is not None]
         plans = [without_fetches(order.plan, fetched) for order in orders]
         joined(plans).log("pull")
-        unable = _what_cannot_be_written(session.cache.dir, plans)
-        shortage = _shortage(session, plans, options, outcomes) if unable is None else None
-        room = None
-        if shortage is not None and options.make_room:
-            room = make_room(session, planned, shortage, options)
-            if room is not None and room.receipt is not None:
-                outcomes += room.receipt.outcomes
-                shortage = shortage_of(plans)
-        # A dry run that would make room is short of nothing.
-        if shortage is not None and not (
-            options.dry_run and (room or in_trash(session, shortage) >= shortage.short)
-        ):
-            hint = why_stopped(room) or what_helps(session, names, planned, shortage, options)
-            unable = shortage.error(hint)
+        unable = _unwritable(session.cache.dir, plans)
+        room = Room(error=unable)
+        # Nothing is removed to make room for what cannot be fetched.
+        if unable is None and (options.dry_run or client.sources or not client.offline):
+            room = room_for(session, names, planned, plans, options)
+        unable, outcomes = room.error, [*room.outcomes]
         if unable is not None:
             errors.append(("", unable))
         idle = options.dry_run or unable is not None
@@ -142,13 +121,7 @@ def _pull(
                     errors.append((row.key, error))
     finally:
         client.stop()
-    receipt = space.measured(
-        Receipt(
-            tuple(outcomes),
-            sum(outcome.freed for outcome in outcomes),
-            sum(outcome.fetched for outcome in outcomes),
-        )
-    )
+    receipt = space.measured(Receipt.of(outcomes))
     uses = client.sources.uses
     dropped = [
         Finding("source-dropped", "warning", None, use.source, f"{use.source}: {use.problem}")
@@ -158,7 +131,7 @@ def _pull(
     rows.sort(key=lambda row: row.needed_by is not None)
     report = PullReport(
         tuple(rows),
-        joined([*([room.plan] if room is not None else ()), *plans]),
+        joined([room.plan, *plans]),
         None if options.dry_run else receipt,
         (*unusable, *dropped, *(finding for part in planned for finding in part.findings)),
         session.cache.dir,
@@ -168,7 +141,7 @@ def _pull(
 
 
 def _use_sources(session: Session, client: Client, options: PullOptions) -> list[Finding]:
-    """Let the client ask sources before the hub, and return what is to be known of the others."""
+    """Let the client ask sources before the hub; return findings about those that are unusable."""
     from vlmcache.commands.pull.sources import open_sources
 
     opened = open_sources(session, client, options.sources, token=options.token)
@@ -177,7 +150,7 @@ def _use_sources(session: Session, client: Client, options: PullOptions) -> list
 
 
 def _with_origins(row: PulledModel, client: Client, order: DownloadOrder) -> PulledModel:
-    """Return a row with where each file comes from, or would come from, if there are sources."""
+    """Add to a row where each file comes from, or would come from, if there are sources."""
     if not client.sources.uses:
         return row
     came, planned = client.sources.came_from, order.origins if row.state == "planned" else {}
@@ -188,8 +161,8 @@ def _with_origins(row: PulledModel, client: Client, order: DownloadOrder) -> Pul
     return msgspec.structs.replace(row, origins=tuple(files))
 
 
-def _what_cannot_be_written(cache_dir: str, plans: Sequence[Plan]) -> VlmcacheError | None:
-    """Return why the filesystem does not take what is about to be fetched, if it does not."""
+def _unwritable(cache_dir: str, plans: Sequence[Plan]) -> VlmcacheError | None:
+    """Return why the filesystem cannot hold what is about to be fetched, `None` if it can."""
     try:
         check_filesystem(cache_dir, abilities_needed(cache_dir, plans))
     except CacheError as error:
@@ -203,15 +176,14 @@ def _plan(
     """Return what is to be done for models, and before them for other repos that they need.
 
     Raises:
-        UnconfirmedError: these are not wanted.
+        UnconfirmedError: a person does not want these others.
     """
     bases = bases_beneath(session.cache.dir, session.config.base)
     prepared = partial(_prepared, client, session.cache.dir, bases, options)
     planned = ask_about(client, models, prepared)
-    # A person is asked about one after the other.
+    # A person is asked about one model after the other.
     planned = [_with_variant(prepared, part, options) for part in planned]
-    take_back = partial(_prepared, client, session.cache.dir, bases, options)
-    others = prepare_needed(client, session.cache.dir, planned, take_back)
+    others = prepare_needed(client, session.cache.dir, planned, prepared)
     to_confirm = [part for part in others if part.order is not None and part.order.plan.to_fetch]
     asks = options.agree if to_confirm and not options.dry_run else None
     require_consent(asks, to_confirm, "was fetched")
@@ -254,7 +226,7 @@ def _prepared(
 def _with_variant(
     prepared: Callable[[ModelConfig], PlannedModel], part: PlannedModel, options: PullOptions
 ) -> PlannedModel:
-    """Return what is to be done for a model; of several variants one is chosen."""
+    """Return what is to be done for a model; if it has several variants, one is chosen."""
     while isinstance(part.error, VariantError) and options.choose is not None:
         chosen = msgspec.structs.replace(part.model, variant=options.choose(part.error))
         part = prepared(chosen)
@@ -352,18 +324,17 @@ def _row(part: PlannedModel, state: PullState) -> PulledModel:
 
 
 def _failed(row: PulledModel, error: VlmcacheError) -> PulledModel:
-    failure = Failure.of(error)
-    return msgspec.structs.replace(row, state="failed", error=failure)
+    return msgspec.structs.replace(row, state="failed", error=Failure.of(error))
 
 
 def _problem(
     rows: Sequence[PulledModel], errors: Sequence[tuple[str, VlmcacheError]]
 ) -> VlmcacheError | None:
-    """Return the one failure that a pull ends with, or `None`; it knows each model's own.
+    """Return the failure that a pull ends with, or `None`; its causes are those of the models.
 
     Args:
         rows: the models.
-        errors: the key of a model that failed, or nothing if none could be begun; and why.
+        errors: the key of each model that failed and why; an empty key if none could be begun.
     """
     if not errors:
         return None
@@ -391,22 +362,8 @@ def _expire(session: Session, options: PullOptions) -> None:
         expire(session)
 
 
-def _shortage(
-    session: Session, plans: Sequence[Plan], options: PullOptions, outcomes: list[Outcome]
-) -> Shortage | None:
-    """Return the disk that is short after the trash was emptied, if that helps; `None` if none is.
-
-    What became of the trash is added to the outcomes.
-    """
-    shortage = find_shortage(session.cache.dir, session.config.limits, plans)
-    if shortage is not None and (emptied := room_in_trash(session, shortage, options)):
-        outcomes += emptied
-        return find_shortage(session.cache.dir, session.config.limits, plans)
-    return shortage
-
-
 def _room_meanwhile(session: Session, part: PlannedModel) -> tuple[Outcome, ...]:
-    """Empty the trash for a download for which a disk has become too full; return what of it."""
+    """Empty the trash for a download whose disk has become too full; return what became of it."""
     order = part.order
     if order is None or not has_trash(session.cache.dir):
         return ()
@@ -415,7 +372,7 @@ def _room_meanwhile(session: Session, part: PlannedModel) -> tuple[Outcome, ...]
     place = nearest_folder(os.path.join(session.cache.dir, layout.folder_of(order.repo)))
     kept, free = in_trash(session, place), shutil.disk_usage(place).free
     wanted = order.plan.needs + session.config.limits.min_free
-    # Less than all of the download may be left of it, so that less than its length is a help too.
+    # A part of it may have arrived already, so that less than its length can be enough.
     return empty_for(session, place, max(free + 1, min(wanted, free + kept))).outcomes
 
 

@@ -1,4 +1,4 @@
-"""What `pull --from` names: another cache, a backup, a tar, an Ollama store, or a server."""
+"""The sources of `pull --from`: another cache, a backup, a tar, an Ollama store, or a server."""
 
 from __future__ import annotations
 
@@ -29,18 +29,17 @@ from vlmcache.errors import UsageError, VlmcacheError, reason_of
 from vlmcache.hub.client import Client
 from vlmcache.hub.retry import TroubleError
 from vlmcache.hub.served import ServedContents
-from vlmcache.hub.sources import SILENCE, Source
+from vlmcache.hub.sources import SILENCE, RevisionFiles, Source
 from vlmcache.progress import StopToken
 from vlmcache.threads import StillError, unless_still
 
 _OLLAMA = "sha256-"
-"""What Ollama begins the name of a blob with, before the same hash as the hub's."""
+"""How Ollama begins the name of a blob; the hash that follows is the hub's too."""
 _HUB_TOKEN = "hf_"  # noqa: S105
 """What the tokens of the Hub begin with: they are never sent to another machine."""
 _TAR, _TAR_AT = b"ustar", 257
 """What the first header of a tar holds, and where (POSIX, `pax`)."""
 _TOKEN = "VLMCACHE_SERVE_TOKEN"  # noqa: S105
-Listing = tuple[str, dict[str, TreeFile]]
 
 
 class _Local:
@@ -62,10 +61,10 @@ class _Local:
         return 0
 
     def descriptor(self, etag: str) -> int | None:  # noqa: ARG002
-        """Return `None`: no file of the system's has a content alone."""
+        """Return `None`: no single file holds just that content."""
         return None
 
-    def listing(self, repo: str, revision: str) -> Listing | None:  # noqa: ARG002
+    def listing(self, repo: str, revision: str) -> RevisionFiles | None:  # noqa: ARG002
         """Return `None`: it lists nothing."""
         return None
 
@@ -88,7 +87,7 @@ class OtherCache(_Local):
         self._paths: dict[str, str] = {}
         for folder in self._tree.names(root):
             if layout.parse_repo_folder(folder) is not None:
-                # One that cannot be read does not keep the others from being used.
+                # A repo that cannot be read does not keep the others from being used.
                 with contextlib.suppress(OSError):
                     self._add(os.path.join(root, folder))
 
@@ -117,13 +116,13 @@ class OtherCache(_Local):
             file.seek(offset)
             yield _blocks(file, self.sizes[etag] - offset)
 
-    def listing(self, repo: str, revision: str) -> Listing | None:
+    def listing(self, repo: str, revision: str) -> RevisionFiles | None:
         """Return the commit that a revision means there, and its files."""
         state = scan(self._tree.root, only={layout.folder_of(repo)})
         cached = state.repo(repo)
         if cached is None:
             return None
-        snapshots = {one.commit: one for one in cached.revisions}
+        snapshots = {snapshot.commit: snapshot for snapshot in cached.revisions}
         commit = commit_named(revision, cached.refs, cached.trees.keys() | snapshots.keys())
         if commit is None:
             return None
@@ -178,7 +177,7 @@ class BackupStore(_Local):
             file.seek(offset)
             yield _blocks(file, self.sizes[etag] - offset)
 
-    def listing(self, repo: str, revision: str) -> Listing | None:
+    def listing(self, repo: str, revision: str) -> RevisionFiles | None:
         """Return the commit that a revision means there, and its files."""
         folder = layout.folder_of(repo)
         if folder not in self._store.folders():
@@ -198,7 +197,7 @@ class Tar(_Local):
         self.sizes = {etag: where.size for etag, where in self._contents.where.items()}
 
     def order(self, etag: str) -> int:
-        """Return a number that grows along it; 0 for what it does not have."""
+        """Return a number that grows along the tar; 0 for what it does not have."""
         where = self._contents.where.get(etag)
         return 0 if where is None else where.number + 1
 
@@ -208,15 +207,15 @@ class Tar(_Local):
         with self._contents.open(etag, offset) as blocks:
             yield blocks
 
-    def listing(self, repo: str, revision: str) -> Listing | None:
+    def listing(self, repo: str, revision: str) -> RevisionFiles | None:
         """Return the commit that a revision means there, and its files."""
         folder = layout.folder_of(repo)
-        saved = next((one for one in self._contents.repos if one.folder == folder), None)
+        saved = {repo.folder: repo for repo in self._contents.repos}.get(folder)
         return None if saved is None else _listed(saved, revision)
 
 
 class Opened(NamedTuple):
-    """The sources of a pull, and what is to be known of those that cannot be used."""
+    """The sources of a pull, and findings about those that cannot be used."""
 
     sources: list[Source]
     findings: list[Finding]
@@ -229,12 +228,12 @@ def open_sources(
 
     Args:
         session: the hub cache, and the user's `sources:`.
-        client: whose throttle and environment count.
+        client: its throttle and environment are used.
         named: what `--from` names.
         token: what `--token` gives.
 
     Raises:
-        UsageError: what `--from` names is not there, or is nothing of that kind.
+        UsageError: what `--from` names does not exist, or is not a source.
     """
     opened = Opened([], [])
     for number, text in enumerate(dict.fromkeys([*named, *session.config.sources])):
@@ -242,33 +241,28 @@ def open_sources(
             opened.sources.append(_open_in_time(session, client, text, token))
         except (OSError, VlmcacheError, TroubleError) as caught:
             error = caught.error if isinstance(caught, TroubleError) else caught
+            hint = error.hint if isinstance(error, VlmcacheError) else None
             words = error.message if isinstance(error, VlmcacheError) else reason_of(error)
             name = without_password(text)
             if isinstance(error, UsageError) and number < len(set(named)):
                 raise UsageError(f"--from {name}: {words}", error.hint) from error
             detail = f"{name} cannot be used: {words}"
-            opened.findings.append(
-                Finding("source-unusable", "warning", None, name, detail, _hint(error))
-            )
+            opened.findings.append(Finding("source-unusable", "warning", None, name, detail, hint))
     return opened
 
 
-def _hint(error: Exception) -> str | None:
-    return error.hint if isinstance(error, VlmcacheError) else None
-
-
 def _open_in_time(session: Session, client: Client, text: str, token: str | None) -> Source:
-    """Open a source; one on a disk may take its time, and may not stand still.
+    """Open a source; one on a disk may be slow, but is given up if it hangs.
 
     Raises:
-        PlaceError: it stands still, as a mount does whose server has gone.
+        PlaceError: it hangs, as a mount does whose server is down.
     """
 
     def work() -> Source:
         return _open(session, client, text, token)
 
     if local_path(text) is None:
-        # What is reached by the network has limits of its own.
+        # What is reached over the network has time limits of its own.
         return work()
     try:
         return unless_still(work, max(SILENCE, client.patience.data_timeout or 0.0))
@@ -288,10 +282,10 @@ def _open(session: Session, client: Client, text: str, token: str | None) -> Sou
         raise UsageError("no such file or folder")
     if os.path.isfile(path):
         if not _may_be_tar(path):
-            raise UsageError("neither a folder nor a tar")
+            raise UsageError("not a folder and not a tar")
         return Tar(name, path)
     if not os.path.isdir(path):
-        raise UsageError("neither a file nor a folder")
+        raise UsageError("not a file and not a folder")
     if os.path.lexists(os.path.join(path, MARKER)):
         return BackupStore(name, path)
     for folder in (path, os.path.join(path, "models")):
@@ -300,11 +294,10 @@ def _open(session: Session, client: Client, text: str, token: str | None) -> Sou
             return OllamaStore(name, blobs)
     for folder in (path, os.path.join(path, "hub")):
         if _is_cache(folder):
-            own = session.cache.dir
-            mine = identity_of(own)
-            if mine is not None and mine == identity_of(folder):
-                raise UsageError("is the cache that is pulled into")
-            return OtherCache(name, folder, _device(own))
+            own = identity_of(session.cache.dir)
+            if own is not None and own == identity_of(folder):
+                raise UsageError("this is the cache that is pulled into")
+            return OtherCache(name, folder, own[0] if own is not None else None)
     raise UsageError(
         "not a hub cache, a store of 'vlmcache backup' or an Ollama store",
         "name the folder that holds models--owner--name, or the file of a backup",
@@ -312,7 +305,7 @@ def _open(session: Session, client: Client, text: str, token: str | None) -> Sou
 
 
 def _served(session: Session, client: Client, address: str, token: str | None) -> ServedContents:
-    """Return what a server has.
+    """Return the source for a server.
 
     Raises:
         PlaceError: it does not answer, or refuses.
@@ -357,12 +350,6 @@ def _is_cache(folder: str) -> bool:
         return any(layout.parse_repo_folder(entry.name) is not None for entry in entries)
 
 
-def _device(folder: str) -> int | None:
-    with contextlib.suppress(OSError):
-        return os.stat(folder).st_dev
-    return None
-
-
 def _size_of(descriptor: int) -> int:
     try:
         return os.fstat(descriptor).st_size
@@ -376,8 +363,8 @@ def _blocks(file: IO[bytes], count: int) -> Iterator[bytes]:
         yield block
 
 
-def _listed(repo: SavedRepo, revision: str) -> Listing | None:
-    """Return what a backup says of a revision: the hub's listing, or the files that it has."""
+def _listed(repo: SavedRepo, revision: str) -> RevisionFiles | None:
+    """Return what a backup knows of a revision: the hub's listing, or the files that it holds."""
     commit = commit_named(revision, repo.refs, repo.snapshots)
     if commit is None:
         return None
@@ -389,7 +376,7 @@ def _listed(repo: SavedRepo, revision: str) -> Listing | None:
 
 
 def _linked(revision: Revision | None) -> dict[str, TreeFile]:
-    """Return the files of a snapshot without listing, as its links name their contents."""
+    """Return the files of a snapshot without a listing: its links name their contents."""
     return {
         file.name: _file(file.size, file.blob)
         for file in (revision.files if revision is not None else ())

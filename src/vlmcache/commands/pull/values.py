@@ -49,11 +49,11 @@ class PullOptions(msgspec.Struct, frozen=True):
     """Whether the models are added to the user's config.yaml afterwards."""
 
     sources: tuple[str, ...] = ()
-    """What is asked for contents before the hub: folders, files and addresses, the first first."""
+    """What is asked for contents before the hub, in this order: folders, files and addresses."""
 
     @property
     def patience(self) -> dict[str, float]:
-        """What is asked for of the patience with the hub."""
+        """The fields of `Patience` that differ from the defaults."""
         if self.max_wait is None:
             return {}
         return {"longest_asked": self.max_wait, "longest_download": self.max_wait}
@@ -79,7 +79,7 @@ class PullOptions(msgspec.Struct, frozen=True):
         return f"{type(self).__name__}(selection={self.selection!r}, dry_run={self.dry_run!r})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Say the same to rich."""
+        """Return for rich what `__repr__` shows."""
         return [("selection", self.selection), ("dry_run", self.dry_run)]
 
 
@@ -118,11 +118,11 @@ class PulledModel(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     error: Failure | None = None
     left_out: tuple[LeftOut, ...] = ()
-    """What is not fetched unless it is asked for, the largest first."""
+    """Files that are not fetched unless they are asked for, the largest first."""
     needed_by: str | None = None
     """The model that needs this one, if nobody named it."""
     to_fetch: int = 0
-    """What was left to fetch of them, partial downloads taken into account."""
+    """Bytes that were left to fetch for them, partial downloads taken into account."""
     variant: str | None = None
     """The GGUF variant that was asked for, or chosen."""
     origins: tuple[FileOrigin, ...] = msgspec.field(default=(), name="from")
@@ -139,7 +139,7 @@ class AddedModel(msgspec.Struct, frozen=True):
     new: bool
     """False if the file named the model before."""
     active: str | None = None
-    """Another config.yaml that counts in the working folder in place of that file."""
+    """Another config.yaml that is read in the working folder instead of that file."""
 
 
 class PullReport(Report, frozen=True):
@@ -192,8 +192,8 @@ class PlannedModel(NamedTuple):
     """The model that needs it, if nobody named it."""
 
 
-def in_words(others: Sequence[PlannedModel]) -> str:
-    """Return what needs which other repos, and how much of them is to be fetched."""
+def needs_text(others: Sequence[PlannedModel]) -> str:
+    """Return in words which models need which other repos, and how much of these is fetched."""
     sizes = [
         f"{part.model.repo} ({units.size_text(part.order.plan.to_fetch)})"
         for part in others

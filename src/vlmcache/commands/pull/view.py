@@ -62,7 +62,7 @@ def show(report: PullReport, *, verbose: bool = False) -> None:
 
 
 def _print_failed(out: Console, report: PullReport) -> None:
-    """Print why models failed, each reason once, unless the one failure of all says it."""
+    """Print why models failed, each reason once, unless the problem of the report says it all."""
     reasons: dict[tuple[str, str | None], list[str]] = {}
     for model in report.models:
         if model.error is not None:
@@ -109,26 +109,25 @@ def evicted(report: PullReport) -> Removal | None:
 
 def _line(model: PulledModel, report: PullReport) -> Text:
     commit = (model.commit or "")[:12]
-    what = f"{counted(model.files, 'file')}, {size_text(model.size)}, commit {commit}"
+    facts = f"{counted(model.files, 'file')}, {size_text(model.size)}, commit {commit}"
     name = printable(f"{model.key}:{model.variant}" if model.variant else model.key)
     if model.state == "cached":
-        return Text(f"{name}: already cached ({what})")
+        return Text(f"{name}: already cached ({facts})")
     if model.state == "planned":
         fetches = [a for a in report.plan.actions if isinstance(a, Fetch) and a.repo == model.repo]
         files = counted(len(fetches), "file")
-        return Text(f"{name}: {size_text(model.to_fetch)} in {files} to fetch (of {what})")
+        return Text(f"{name}: {size_text(model.to_fetch)} in {files} to fetch (of {facts})")
     line = Text(f"{name}: ")
     line.append("pulled", "green")
-    speed = ""
-    if model.fetched:
-        speed = f" at {size_text(int(model.fetched / max(model.seconds, 0.001)))}/s"
+    rate = size_text(int(model.fetched / max(model.seconds, 0.001)))
+    speed = f" at {rate}/s" if model.fetched else ""
     took = duration_text(model.seconds) if model.seconds >= 1 else f"{model.seconds:.1f} s"
-    line.append(f", {size_text(model.fetched)} fetched in {took}{speed} ({what})")
+    line.append(f", {size_text(model.fetched)} fetched in {took}{speed} ({facts})")
     return line
 
 
 def _print_left_out(out: Console, model: PulledModel, *, verbose: bool) -> None:
-    """Print what is not fetched and why; of what is cached, only if more is asked for."""
+    """Print which files are not fetched and why; for a cached model only if `verbose`."""
     left = model.left_out if verbose or model.state != "cached" else ()
     by_reason: dict[str, list[LeftOut]] = {}
     for file in left:
@@ -136,8 +135,8 @@ def _print_left_out(out: Console, model: PulledModel, *, verbose: bool) -> None:
     shown = list(by_reason.items()) if verbose else list(by_reason.items())[:_MOST_REASONS]
     for reason, files in shown:
         size = size_text(sum(file.size for file in files))
-        what = printable(files[0].path) if len(files) == 1 else f"{len(files)} files"
-        print_line(out, Text(f"  left out: {what} ({size}): {printable(reason)}", "dim"))
+        names = printable(files[0].path) if len(files) == 1 else f"{len(files)} files"
+        print_line(out, Text(f"  left out: {names} ({size}): {printable(reason)}", "dim"))
     if len(shown) < len(by_reason):
         print_line(out, Text(f"  and {len(by_reason) - len(shown)} more; -v shows them", "dim"))
 
@@ -201,7 +200,7 @@ def choices_of(status: Status) -> Choices:
 
 
 def _fits(model: ModelStatus, room: int) -> Text:
-    """Return whether a download leaves as much room as is to be kept."""
+    """Return whether a download leaves as much room as must stay free."""
     if model.state == "cached":
         return Text(NOTHING, "dim")
     if model.to_fetch is None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from vlmcache.cache.side_caches import LIBRARIES, library_entries
 from vlmcache.cache.entries import entry_of
+from vlmcache.cache.side_caches import LIBRARIES, library_entries
 from vlmcache.cache.trash import weigh
 from vlmcache.cache.usage import distinct, find_users
 from vlmcache.change.plan import Kept, Plan, RemoveTree

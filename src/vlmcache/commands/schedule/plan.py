@@ -1,4 +1,4 @@
-"""What a schedule holds, out of what was typed. No disk is touched here."""
+"""What a schedule holds, made of what was typed (pure)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Typed(NamedTuple):
     """A command line to schedule, and what it says of what to work on."""
 
     words: tuple[str, ...]
-    """The command and its arguments, without what the other fields hold."""
+    """The command and its arguments, without those that the other fields hold."""
     cache_dir: str | None = None
     config: str | None = None
 
@@ -88,7 +88,7 @@ def typed(line: str | Sequence[str], absolute: Callable[[str], str]) -> Typed:
 
 
 def _split(line: str) -> list[str]:
-    import shlex  # only here is a shell's line read
+    import shlex  # only needed for a line of a shell
 
     try:
         return shlex.split(line)
@@ -101,13 +101,13 @@ def times(name: str, every: float, machine: str) -> When:
     """Return when a schedule runs.
 
     Args:
-        name: its name, and
-        machine: that of the machine: they decide about the minute, so that not all that share a
-            disk begin at once.
-        every: seconds.
+        name: its name.
+        every: seconds from one run to the next.
+        machine: the name of the machine. Both names decide about the minute, so that machines
+            that share a disk do not all begin at once.
 
     Raises:
-        UsageError: no timer says it.
+        UsageError: no timer can run something so often.
     """
     seconds = int(every)
     if not 60 <= seconds <= _YEAR:
@@ -132,7 +132,7 @@ def schedule_name(name: str | None, verb: str) -> str:
     """Return the name of a schedule: that of its command, unless it is given one.
 
     Raises:
-        UsageError: a file cannot be called so everywhere.
+        UsageError: not every system takes that as the name of a file.
     """
     if name is not None and not _NAME.fullmatch(name):
         raise UsageError(
@@ -144,10 +144,10 @@ def schedule_name(name: str | None, verb: str) -> str:
 def scheduled_words(
     command_line: Typed, config: Config, location: CacheLocation
 ) -> tuple[str, ...]:
-    """Return the complete arguments: nothing of them depends on where and when they are used.
+    """Return the complete arguments, which mean the same wherever and whenever they are used.
 
     Raises:
-        UsageError: the config.yaml of the working folder is the one that counts.
+        UsageError: the limits would be those of the working folder's config.yaml.
     """
     verb, *rest = command_line.words
     if verb == "clean" and config.source == "./config.yaml":
@@ -172,21 +172,21 @@ def carried(environment: Environment, home: str, words: Sequence[str]) -> dict[s
         home: vlmcache's own folder.
         words: the command: few use the network.
     """
-    found = {"VLMCACHE_HOME": home}
+    variables = {"VLMCACHE_HOME": home}
     offline = not {"--repair", "--outdated"} & set(words)
     for name in sorted(environment.variables):
         value = environment.own(name)
-        if value is None or name in found or not _is_carried(name, value):
+        if value is None or name in variables or not _is_carried(name, value):
             continue
         if offline and name.upper() in NETWORK_VARIABLES:
             continue
-        path = name.endswith(_NAMES_A_PATH) and not name.startswith("XDG_")
-        found[name] = environment.absolute(value) if path else value
-    return found
+        is_path = name.endswith(_NAMES_A_PATH) and not name.startswith("XDG_")
+        variables[name] = environment.absolute(value) if is_path else value
+    return variables
 
 
-def left_out(environment: Environment) -> list[str]:
-    """Return the variables that are not carried because they hold a secret."""
+def secret_variables(environment: Environment) -> list[str]:
+    """Return the names of variables that are left out because they hold a secret."""
     names = (name for name in environment.variables if environment.own(name) and _counts(name))
     return sorted(name for name in names if _is_secret(name, environment.variables[name]))
 
@@ -221,16 +221,16 @@ def complete_variables(
         carried: what the command needs.
         own: what the kind of timer needs.
     """
-    found = {**own, **carried, NAME: name}
+    variables = {**own, **carried, NAME: name}
     if when.waits:
-        found[EVERY] = str(when.every)
+        variables[EVERY] = str(when.every)
     if log is not None:
-        found[LOG] = log
-    return found
+        variables[LOG] = log
+    return variables
 
 
 def how_to_run(schedule: Schedule) -> str:
-    """Return what to type to make a schedule again."""
+    """Return the command that makes a schedule again."""
     words = [word for word in schedule.words if word != "--yes"]
     every = f"{schedule.when.every}s"
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
@@ -242,6 +242,6 @@ def how_to_run(schedule: Schedule) -> str:
 
 
 def overdue(schedule: Schedule, age: float) -> str | None:
-    """Return for how long a schedule did not run, in words; `None` if that is nothing unusual."""
+    """Return for how long a schedule has not run, in words; `None` if that is as planned."""
     limit = 2 * schedule.when.every + 86400
     return duration_text(age) if age > limit else None

@@ -1,4 +1,4 @@
-"""`schedule`: lets a timer of the machine run a command, shows what runs, and takes it away."""
+"""`schedule`: lets a timer of the machine run a command, shows schedules, and removes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
-from typing import Any
 
 import msgspec
 
@@ -25,11 +24,10 @@ from vlmcache.commands.schedule.values import (
     ScheduleError,
     ScheduleReport,
     ScheduleStatus,
-    described,
 )
 from vlmcache.config import Environment, Session, open_session, own_home
 from vlmcache.errors import ExitCode, UnknownModelError, UsageError, VlmcacheError, reason_of
-from vlmcache.units import command, size_text
+from vlmcache.units import command, shell_words, size_text
 
 Confirm = Callable[[ScheduleReport], bool]
 _PATIENCE = 600.0
@@ -39,7 +37,7 @@ _REFUSED: dict[int, type[VlmcacheError]] = {
     ExitCode.UNCONFIRMED: UsageError,
     ExitCode.NO_MODEL: UnknownModelError,
 }
-"""How a command ends that would not work at night either."""
+"""The exit codes of a rehearsal that show that the command would never work."""
 _BASE = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TMPDIR")
 """Variables that every timer gives to what it runs."""
 
@@ -53,7 +51,7 @@ def make(
     dry_run: bool = False,
     confirm: Confirm | None = None,
 ) -> ScheduleReport:
-    """Let a timer run a command, in the place of what it ran under the same name.
+    """Let a timer run a command, in place of the schedule that had the same name.
 
     Args:
         session: the cache and the configuration that the command is to use.
@@ -61,7 +59,7 @@ def make(
         every: seconds from one run to the next.
         name: of the schedule; that of the command if not given.
         dry_run: write nothing.
-        confirm: is given what would be written, and returns whether to continue.
+        confirm: called with what would be written, returns whether to continue.
 
     Raises:
         UsageError: the command cannot be scheduled, or is wrong.
@@ -83,17 +81,14 @@ def make(
         name, when, log, plan.carried(environment, home, words), own
     )
     schedule = Schedule(name, program(), words, when, variables, log)
-    units.check(schedule)
+    units.check_text(schedule)
     files = timers.files(schedule)
-    shown = described(
-        schedule, timers.kind, files[-1].path, timers.log(schedule), owner_name(os.geteuid())
-    )
     report = ScheduleReport(
         "set",
-        (shown,),
+        (_status_of(timers, schedule, files[-1].path),),
         files,
         now=_rehearsed(schedule),
-        findings=(*_notes(timers, schedule), *_left_out(environment)),
+        findings=(*_notes(timers, schedule), *_secrets(environment)),
     )
     if dry_run or (confirm is not None and not confirm(report)):
         return report
@@ -108,28 +103,51 @@ def show(session: Session) -> ScheduleReport:
     """Return all schedules of this user, and what keeps them from running."""
     environment = session.environment
     last = {outcome.name: outcome for outcome in scheduled.read_outcomes(own_home(environment)[0])}
-    user = owner_name(os.geteuid()) if hasattr(os, "geteuid") else ""
-    found: list[ScheduleStatus] = []
+    schedules: list[ScheduleStatus] = []
     findings: list[Finding] = []
     for timers in all_timers(environment):
         for path, schedule in timers.schedules().items():
             outcome = last.get(schedule.name)
-            log = timers.log(schedule)
-            found.append(described(schedule, timers.kind, path, log, user, outcome))
-            findings += problems(timers, schedule, path, outcome)
-    return ScheduleReport("shown", tuple(found), findings=tuple(dict.fromkeys(findings)))
+            schedules.append(_status_of(timers, schedule, path, outcome))
+            findings += _problems(timers, schedule, path, outcome)
+    return ScheduleReport("shown", tuple(schedules), findings=tuple(dict.fromkeys(findings)))
+
+
+def _status_of(
+    timers: Timers, schedule: Schedule, path: str, last: scheduled.RunOutcome | None = None
+) -> ScheduleStatus:
+    """Return what a report says of a schedule.
+
+    Args:
+        timers: what runs it.
+        schedule: the schedule.
+        path: the file that holds it, or `crontab`.
+        last: how its last run ended.
+    """
+    return ScheduleStatus(
+        schedule.name,
+        shell_words(*schedule.line),
+        float(schedule.when.every),
+        schedule.when.in_words,
+        timers.kind,
+        path,
+        timers.log(schedule),
+        schedule.variables,
+        owner_name(os.geteuid()) if hasattr(os, "geteuid") else "",
+        last,
+    )
 
 
 def remove(session: Session, line: str | None, *, dry_run: bool = False) -> ScheduleReport:
-    """Take a schedule away.
+    """Remove a schedule.
 
     Args:
         session: the environment.
         line: its name, or its command; not needed if there is only one.
-        dry_run: only say which.
+        dry_run: only return which it would be.
 
     Raises:
-        UsageError: there is none of that name, or it is not said which.
+        UsageError: there is no schedule of that name, or several and none is named.
         ScheduleError: it cannot be removed.
     """
     environment = session.environment
@@ -151,32 +169,31 @@ def remove(session: Session, line: str | None, *, dry_run: bool = False) -> Sche
         removed = any([timers.remove(name) for timers in kinds])  # noqa: C419 - of each kind
         scheduled.forget_outcome(own_home(environment)[0], name)
     if not removed:
-        there = f"there are: {', '.join(names)}" if names else "there are none"
-        raise UsageError(f"no schedule is called '{name}'", there)
+        known_names = f"there are: {', '.join(names)}" if names else "there are none"
+        raise UsageError(f"no schedule is called '{name}'", known_names)
     return msgspec.structs.replace(report, written=not dry_run)
 
 
-def problems(
+def _problems(
     timers: Timers, schedule: Schedule, path: str, last: scheduled.RunOutcome | None
 ) -> Iterator[Finding]:
     """Yield what keeps a schedule from running."""
     again = plan.how_to_run(schedule)
     broken = _broken(schedule)
     if broken:
-        yield finding("schedule-program", "error", path, f"{schedule.name}: {broken}", again)
+        yield Finding("schedule-program", "error", None, path, f"{schedule.name}: {broken}", again)
     yield from _notes(timers, schedule)
     if isinstance(timers, Systemd) and not timers.missing() and not timers.is_active(schedule):
         remedy = f"{timers.activates} {units.timer_name(schedule.name)}"
         detail = f"{schedule.name}: the timer is not active, so nothing runs"
-        yield finding("schedule-inactive", "warning", path, detail, remedy)
+        yield Finding("schedule-inactive", "warning", None, path, detail, remedy)
     if last is not None and not last.running:
         age = (datetime.now(timezone.utc) - last.begun).total_seconds()
         long = plan.overdue(schedule, age)
         if long:
-            detail = (
-                f"{schedule.name}: it did not run for {long}, and should {schedule.when.in_words}"
-            )
-            yield finding("schedule-overdue", "warning", path, detail, timers.log(schedule))
+            when = schedule.when.in_words
+            detail = f"{schedule.name}: it has not run for {long} and should run {when}"
+            yield Finding("schedule-overdue", "warning", None, path, detail, timers.log(schedule))
 
 
 def program() -> tuple[str, ...]:
@@ -187,44 +204,42 @@ def program() -> tuple[str, ...]:
 
 
 def _notes(timers: Timers, schedule: Schedule) -> Iterator[Finding]:
-    """Yield when the timer does not run what it holds."""
+    """Yield under which conditions the timer does not run what it holds."""
     if isinstance(timers, Systemd) and not timers.lingers:
-        yield finding(
+        yield Finding(
             "schedule-no-linger",
             "warning",
+            None,
             timers.folder,
             "timers run only while you are logged in: lingering is off",
             "loginctl enable-linger",
         )
     if isinstance(timers, Cron) and not timers.runs:
-        yield finding(
+        yield Finding(
             "schedule-no-daemon",
             "warning",
+            None,
             timers.path,
             "cron is installed, but its daemon does not run: nothing starts on time",
             "sudo service cron start",
         )
     sudoer = os.environ.get("SUDO_USER")
     if is_root() and sudoer and sudoer != "root":
-        yield finding(
+        yield Finding(
             "schedule-as-root",
             "info",
+            None,
             timers.kind,
             f"{schedule.name} runs as root; without sudo it runs as {sudoer}",
         )
 
 
-def _left_out(environment: Environment) -> Iterator[Finding]:
-    """Yield which variables are not written down."""
-    names = plan.left_out(environment)
+def _secrets(environment: Environment) -> Iterator[Finding]:
+    """Yield a finding about variables that are not written into the timer."""
+    names = plan.secret_variables(environment)
     if names:
         detail = f"not written into the timer, since they hold secrets: {', '.join(names)}"
-        yield finding("schedule-secret", "info", "environment", detail)
-
-
-def finding(code: str, severity: Any, path: str, detail: str, remedy: str | None = None) -> Finding:
-    """Return a finding that is about no repo."""
-    return Finding(code, severity, None, path, detail, remedy)
+        yield Finding("schedule-secret", "info", None, "environment", detail)
 
 
 def _refuse_borrowed_home() -> None:
@@ -246,17 +261,17 @@ def _refuse_borrowed_home() -> None:
 
 
 def _session_of(session: Session, typed: plan.Typed) -> Session:
-    """Return what the command works on: what it names itself counts.
+    """Return the session that the command works on: what it names itself counts.
 
     Raises:
-        UsageError: the same is named twice.
+        UsageError: an option is given to both `schedule` and the command.
     """
     if typed.cache_dir is None and typed.config is None:
         return session
     outer = {"--cache-dir": session.cache.source, "--config": session.config.source}
     for option, inner in (("--cache-dir", typed.cache_dir), ("--config", typed.config)):
         if inner is not None and outer[option] == option:
-            raise UsageError(f"{option} is given twice: to schedule, and in the command")
+            raise UsageError(f"{option} is given twice: to schedule and in the command")
     kept_dir = session.cache.dir if outer["--cache-dir"] == "--cache-dir" else None
     kept_config = session.config.path if outer["--config"] == "--config" else None
     return open_session(typed.config or kept_config, typed.cache_dir or kept_dir)
@@ -275,36 +290,36 @@ def _usable(environment: Environment) -> Timers:
             return timers
         why.append(missing)
     raise NoSchedulerError(
-        f"nothing here runs commands at set times: {why[1]}, and {why[2]}",
+        f"nothing on this machine runs commands at set times: {why[1]}, and {why[2]}",
         "install cron (Debian: apt install cron), or in a container let the host's timer run "
         "the command",
     )
 
 
 def _rehearsed(schedule: Schedule) -> str:
-    """Return what a schedule would do now; its program, line and variables are those of the timer.
+    """Return what a schedule would do now, run with the program, words and variables of its timer.
 
     Raises:
         ScheduleError: the program does not run.
-        VlmcacheError: what it refuses, as it says it.
+        VlmcacheError: the command refuses its arguments; this is what it says.
     """
     done = _run(schedule, (*schedule.words[:1], "--json", *schedule.words[1:]), rehearsal=True)
     try:
-        said = msgspec.json.decode(done.stdout)
-        code, errors = said["exit_code"], said["errors"]
+        document = msgspec.json.decode(done.stdout)
+        code, errors = document["exit_code"], document["errors"]
     except (*JSON_ERRORS, LookupError, TypeError):
         why = " ".join(done.stderr.decode(errors="replace").split())[-300:]
         raise ScheduleError(f"the command does not run: {why or done.returncode}") from None
     if errors and code in _REFUSED:
         raise _REFUSED[code](errors[0]["message"], errors[0]["hint"])
     if schedule.words[0] == "clean":
-        frees = said.get("plan", {}).get("frees", 0)
+        frees = document.get("plan", {}).get("frees", 0)
         return f"it would free {size_text(frees)}" if frees else "there is nothing to remove"
     return ""
 
 
 def _broken(schedule: Schedule) -> str:
-    """Return why a schedule's program does not run; empty if it does."""
+    """Return why the program of a schedule does not run; empty if it does."""
     try:
         done = _run(schedule, ("--version",))
     except ScheduleError as error:

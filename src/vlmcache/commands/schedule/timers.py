@@ -1,8 +1,8 @@
-"""The three kinds of timers: which of them this machine has, and how a schedule gets into each.
+"""The three kinds of timers: which of them this machine has, and how each takes a schedule.
 
 Each has one file whose rename is the switch from the old schedule to the new one: the timer of
 systemd, which names its service by a hash of what that says, the crontab, and the agent of launchd.
-What fails before the switch leaves the old schedule, and what fails after it is taken back.
+If something fails before the switch, the old schedule stays; after it, the switch is undone.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ _LIMIT = 4_000_000
 _CRONS = frozenset({"cron", "crond", "fcron", "dcron", "bcron-start"})
 
 
-class Said(NamedTuple):
-    """What a program answered."""
+class ProgramResult(NamedTuple):
+    """How a program ended, and what it printed."""
 
     code: int
     out: str
     err: str
 
 
-def ask(*words: str, given: str | None = None) -> Said:
-    """Run a program of the system and return its answer; 127 if there is none of that name."""
+def run_program(*words: str, given: str | None = None) -> ProgramResult:
+    """Run a program of the system and return its result; 127 if there is none of that name."""
     variables = {**os.environ, "LC_ALL": "C"}
     runtime = f"/run/user/{os.getuid()}" if hasattr(os, "getuid") else ""
     if "XDG_RUNTIME_DIR" not in variables and os.path.isdir(runtime):
-        # As in a shell of `su` or of cron: the user's manager runs all the same.
+        # It is missing in a shell of `su` or cron, although the user's manager runs.
         variables["XDG_RUNTIME_DIR"] = runtime
     try:
         done = subprocess.run(
@@ -61,26 +61,26 @@ def ask(*words: str, given: str | None = None) -> Said:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Said(127, "", reason_of(error))
+        return ProgramResult(127, "", reason_of(error))
     out, err = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
-    return Said(done.returncode, out, err)
+    return ProgramResult(done.returncode, out, err)
 
 
-def tell(*words: str, given: str | None = None) -> None:
-    """Let a program of the system do something.
+def run_or_fail(*words: str, given: str | None = None) -> None:
+    """Run a program of the system that has to succeed.
 
     Raises:
-        ScheduleError: it refuses.
+        ScheduleError: it fails.
     """
-    said = ask(*words, given=given)
-    if said.code:
-        why = " ".join((said.err or said.out).split()) or f"exit code {said.code}"
+    result = run_program(*words, given=given)
+    if result.code:
+        why = " ".join((result.err or result.out).split()) or f"exit code {result.code}"
         raise ScheduleError(f"'{shell_words(*words)}' failed: {why}", "nothing was changed")
 
 
 @contextlib.contextmanager
-def explained(path: str) -> Iterator[None]:
-    """Make of the system's refusal to write a timer what it means to a user."""
+def write_failures(path: str) -> Iterator[None]:
+    """Turn a failure to write a timer into an error that says what it means to a user."""
     try:
         yield
     except OSError as error:
@@ -93,7 +93,7 @@ def explained(path: str) -> Iterator[None]:
 
 
 def _text(path: str) -> str | None:
-    """Return what a file says, `None` if there is none."""
+    """Return the text of a file, `None` if it does not exist."""
     try:
         return read_bytes(path, _LIMIT).decode("utf-8", "surrogateescape")
     except OSError as error:
@@ -103,7 +103,7 @@ def _text(path: str) -> str | None:
 
 
 def _put_back(tree: Tree, path: str, old: str | None) -> bool:
-    """Let a file say what it did, or not be there; return whether that changed anything."""
+    """Restore the old text of a file, or remove it; return whether that changed anything."""
     if _text(path) == old:
         return False
     if old is None:
@@ -126,9 +126,9 @@ class Systemd:
         self._control = ("systemctl",) if self._root else ("systemctl", "--user")
 
     def missing(self) -> str:
-        """Why it cannot be used now; empty if it can."""
-        said = ask(*self._control, "show", "--property=Version")
-        if said.code == 0 and "Version=" in said.out:
+        """Return why it cannot be used now; empty if it can."""
+        result = run_program(*self._control, "show", "--property=Version")
+        if result.code == 0 and "Version=" in result.out:
             return ""
         if shutil.which("systemctl") is None:
             return "systemd is not installed"
@@ -136,15 +136,15 @@ class Systemd:
 
     def schedules(self) -> dict[str, Schedule]:
         """Return path -> schedule of the timers that vlmcache wrote."""
-        found = {}
+        schedules = {}
         for path in sorted(glob.glob(os.path.join(glob.escape(self.folder), "vlmcache-*.timer"))):
             with contextlib.suppress(OSError):
                 schedule = units.in_timer(_text(path) or "")
                 if schedule is not None and os.path.basename(path) == units.timer_name(
                     schedule.name
                 ):
-                    found[path] = schedule
-        return found
+                    schedules[path] = schedule
+        return schedules
 
     def log(self, schedule: Schedule) -> str:
         """Return the command that shows the log."""
@@ -152,7 +152,7 @@ class Systemd:
         return shell_words("journalctl", *user, "-t", f"vlmcache-{schedule.name}")
 
     def files(self, schedule: Schedule) -> tuple[ScheduleFile, ...]:
-        """Return what is written for a schedule."""
+        """Return the files that are written for a schedule."""
         made = units.systemd_units(schedule)
         return (
             ScheduleFile(os.path.join(self.folder, made.service_name), made.service),
@@ -160,13 +160,13 @@ class Systemd:
         )
 
     def set(self, schedule: Schedule) -> None:
-        """Write a schedule in the place of the one of its name.
+        """Write a schedule in place of the one that had its name.
 
         Raises:
-            ScheduleError, SpaceError: it cannot be; the old one is as it was.
+            ScheduleError, SpaceError: it cannot be written; the old one is as it was.
         """
         service, timer = self.files(schedule)
-        with explained(timer.path):
+        with write_failures(timer.path):
             tree, old = Tree(self.folder), _text(timer.path)
             if old is not None and units.in_timer(old) is None:
                 raise ScheduleError(
@@ -191,7 +191,7 @@ class Systemd:
                 tree.discard(path)
 
     def _take_back(self, tree: Tree, timer: str, old: str | None, service: str | None) -> None:
-        """Let there be the old timer, or none."""
+        """Restore the old timer, or remove the new one if there was none."""
         if _put_back(tree, timer, old):
             with contextlib.suppress(ScheduleError):
                 self._reload(timer if old is not None else None)
@@ -204,11 +204,11 @@ class Systemd:
         """Remove a schedule and what is left of one; return whether there was anything.
 
         Raises:
-            ScheduleError: it cannot be; it is as it was.
+            ScheduleError: it cannot be removed; it is as it was.
         """
         timer = os.path.join(self.folder, units.timer_name(name))
         left = [*self._services(name), *filter(os.path.lexists, [self._wanted(timer)])]
-        with explained(timer):
+        with write_failures(timer):
             old = _text(timer)
             if old is None and not left:
                 return False
@@ -219,11 +219,11 @@ class Systemd:
                 tree.unlink(timer)
             try:
                 if not self.missing():
-                    said = ask(*self._control, "stop", os.path.basename(timer))
+                    result = run_program(*self._control, "stop", os.path.basename(timer))
                     # 5: the manager has not loaded it.
-                    if said.code not in (0, 5):
+                    if result.code not in (0, 5):
                         raise ScheduleError(
-                            f"systemctl cannot stop the timer: {' '.join(said.err.split())}",
+                            f"systemctl cannot stop the timer: {' '.join(result.err.split())}",
                             "nothing was changed",
                         )
             except BaseException:
@@ -232,12 +232,12 @@ class Systemd:
                 raise
             for path in left:
                 tree.discard(path)
-        ask(*self._control, "daemon-reload")
+        run_program(*self._control, "daemon-reload")
         return True
 
     def is_active(self, schedule: Schedule) -> bool:
         """Return whether the timer waits for its time."""
-        return ask(*self._control, "is-active", units.timer_name(schedule.name)).code == 0
+        return run_program(*self._control, "is-active", units.timer_name(schedule.name)).code == 0
 
     @property
     def activates(self) -> str:
@@ -250,15 +250,15 @@ class Systemd:
         if self._root:
             return True
         name = owner_name(os.getuid())
-        said = ask("loginctl", "show-user", name, "--property=Linger")
-        if "Linger=" in said.out:
-            return "Linger=yes" in said.out
+        result = run_program("loginctl", "show-user", name, "--property=Linger")
+        if "Linger=" in result.out:
+            return "Linger=yes" in result.out
         return os.path.exists(os.path.join(LINGER, name))
 
     def _reload(self, timer: str | None) -> None:
-        tell(*self._control, "daemon-reload")
+        run_or_fail(*self._control, "daemon-reload")
         if timer is not None:
-            tell(*self._control, "restart", os.path.basename(timer))
+            run_or_fail(*self._control, "restart", os.path.basename(timer))
 
     def _services(self, name: str) -> list[str]:
         pattern = f"vlmcache-{name}-{'[0-9a-f]' * 8}.service"
@@ -276,7 +276,7 @@ class Cron:
     path = "crontab"
 
     def missing(self) -> str:
-        """Why it cannot be used now; empty if it can."""
+        """Return why it cannot be used now; empty if it can."""
         if shutil.which("crontab") is None:
             return "cron is not installed"
         try:
@@ -301,14 +301,14 @@ class Cron:
         return schedule.log or ""
 
     def files(self, schedule: Schedule) -> tuple[ScheduleFile, ...]:
-        """Return what is written for a schedule."""
+        """Return the files that are written for a schedule."""
         return (ScheduleFile(self.path, units.cron_block(schedule)),)
 
     def set(self, schedule: Schedule) -> None:
-        """Write a schedule in the place of the one of its name.
+        """Write a schedule in place of the one that had its name.
 
         Raises:
-            ScheduleError: it cannot be; the old one is as it was.
+            ScheduleError: it cannot be written; the old one is as it was.
         """
         self._change(schedule.name, units.cron_block(schedule))
 
@@ -316,7 +316,7 @@ class Cron:
         """Remove a schedule; return whether there was one.
 
         Raises:
-            ScheduleError: it cannot be.
+            ScheduleError: it cannot be removed.
         """
         return shutil.which("crontab") is not None and self._change(name, "")
 
@@ -325,28 +325,28 @@ class Cron:
         new = units.changed_crontab(old, name, block)
         if new != old:
             # The program puts the complete text in place at once, or refuses it.
-            tell("crontab", "-", given=new)
+            run_or_fail("crontab", "-", given=new)
         return new != old
 
     def _read(self) -> str:
-        said = ask("crontab", "-l")
-        if said.code and "no crontab" not in said.err.lower() and said.err.strip():
-            raise ScheduleError(f"the crontab cannot be read: {' '.join(said.err.split())}")
-        return "" if said.code else said.out
+        result = run_program("crontab", "-l")
+        if result.code and "no crontab" not in result.err.lower() and result.err.strip():
+            raise ScheduleError(f"the crontab cannot be read: {' '.join(result.err.split())}")
+        return "" if result.code else result.out
 
     @property
     def runs(self) -> bool:
-        """Whether cron's daemon runs, as far as this can be seen."""
-        seen = False
+        """Whether cron's daemon runs; true if nothing can be seen of processes."""
+        readable = False
         for path in glob.iglob("/proc/[0-9]*/comm"):
             with (
                 contextlib.suppress(OSError),
                 open(path, encoding="utf-8", errors="replace") as file,
             ):
-                seen = True
+                readable = True
                 if file.read().strip() in _CRONS:
                     return True
-        return not seen
+        return not readable
 
 
 class Launchd:
@@ -360,37 +360,37 @@ class Launchd:
         self._domain = "system" if root else f"gui/{os.getuid() if hasattr(os, 'getuid') else 0}"
 
     def missing(self) -> str:
-        """Why it cannot be used now; empty if it can."""
+        """Return why it cannot be used now; empty if it can."""
         return "" if shutil.which("launchctl") else "launchd is not here"
 
     def schedules(self) -> dict[str, Schedule]:
         """Return path -> schedule of the agents that vlmcache wrote."""
-        found = {}
+        schedules = {}
         pattern = os.path.join(glob.escape(self.folder), f"{units.launchd_label('*')}.plist")
         for path in sorted(glob.glob(pattern)):
             with contextlib.suppress(OSError):
                 schedule = units.in_agent(read_bytes(path, _LIMIT))
                 if schedule is not None and path == self._path(schedule.name):
-                    found[path] = schedule
-        return found
+                    schedules[path] = schedule
+        return schedules
 
     def log(self, schedule: Schedule) -> str:
         """Return the file that the output is added to."""
         return schedule.log or ""
 
     def files(self, schedule: Schedule) -> tuple[ScheduleFile, ...]:
-        """Return what is written for a schedule."""
+        """Return the files that are written for a schedule."""
         content = units.launchd_agent(schedule).decode()
         return (ScheduleFile(self._path(schedule.name), content),)
 
     def set(self, schedule: Schedule) -> None:
-        """Write a schedule in the place of the one of its name.
+        """Write a schedule in place of the one that had its name.
 
         Raises:
-            ScheduleError, SpaceError: it cannot be; the old one is as it was.
+            ScheduleError, SpaceError: it cannot be written; the old one is as it was.
         """
         path = self._path(schedule.name)
-        with explained(path):
+        with write_failures(path):
             tree, old = Tree(self.folder), _text(path)
             tree.make_folders(self.folder)
             try:
@@ -406,21 +406,21 @@ class Launchd:
         """Remove a schedule; return whether there was one.
 
         Raises:
-            ScheduleError: it cannot be.
+            ScheduleError: it cannot be removed.
         """
         path = self._path(name)
-        with explained(path):
+        with write_failures(path):
             if _text(path) is None:
                 return False
             Tree(self.folder).unlink(path)
-        ask("launchctl", "bootout", f"{self._domain}/{units.launchd_label(name)}")
+        run_program("launchctl", "bootout", f"{self._domain}/{units.launchd_label(name)}")
         return True
 
     def _load(self, name: str) -> None:
-        """Let launchd forget an agent, and know it again if its file is there."""
-        ask("launchctl", "bootout", f"{self._domain}/{units.launchd_label(name)}")
+        """Let launchd forget an agent, and load it again if its file exists."""
+        run_program("launchctl", "bootout", f"{self._domain}/{units.launchd_label(name)}")
         if os.path.exists(self._path(name)):
-            tell("launchctl", "bootstrap", self._domain, self._path(name))
+            run_or_fail("launchctl", "bootstrap", self._domain, self._path(name))
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, f"{units.launchd_label(name)}.plist")

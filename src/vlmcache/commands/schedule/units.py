@@ -1,8 +1,8 @@
 """A schedule as systemd, cron and launchd write it, and how it is read back.
 
 The rules are those of systemd.exec(5), systemd.service(5), systemd.syntax(7) and systemd.time(7),
-of crontab(5), and of launchd.plist(5). Every timer holds the schedule itself too, as one line of
-JSON, so that what is shown later is what runs.
+of crontab(5), and of launchd.plist(5). Every timer also holds the schedule itself, as one line
+of JSON, so that what is shown later is what runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KEY = "VlmcacheSchedule"
 _LONGEST_LINE = 990
 """Characters of a command that every cron takes (`MAX_COMMAND` of Vixie's is 1000)."""
 _UNSAFE = late.pattern(r"[\"'\\]")
-"""What systemd takes in an argument, and not in the path of a program."""
+"""What systemd takes in an argument, but not in the path of a program."""
 _BLOCK = late.pattern(rf"(?m)^{_MARK}(\{{.*\}})\n[^\n]*VLMCACHE_SCHEDULED=[^\n]*(?:\n|\Z)")
 
 
@@ -32,13 +32,13 @@ class Units(NamedTuple):
     """The two files of a timer of systemd."""
 
     service_name: str
-    """It differs with what it says, so that a timer never starts another one's command."""
+    """It depends on the content of the file, so that a timer never starts another command."""
     service: str
     timer_name: str
     timer: str
 
 
-def check(schedule: Schedule) -> None:
+def check_text(schedule: Schedule) -> None:
     """Make sure that a timer can hold all of a schedule.
 
     Raises:
@@ -184,7 +184,7 @@ def in_crontab(crontab: str) -> Iterator[Schedule]:
 
 
 def changed_crontab(crontab: str, name: str, block: str) -> str:
-    """Return a crontab with a schedule in the place of the one of its name.
+    """Return a crontab with a schedule in place of the one that had its name.
 
     Args:
         crontab: the old text.
@@ -193,11 +193,11 @@ def changed_crontab(crontab: str, name: str, block: str) -> str:
     """
     placed = False
 
-    def replaced(found: Match[str]) -> str:
+    def replaced(match: Match[str]) -> str:
         nonlocal placed
-        schedule = _decoded(found[1])
+        schedule = _decoded(match[1])
         if schedule is None or schedule.name != name:
-            return found[0]
+            return match[0]
         new, placed = "" if placed else block, True
         return new
 

@@ -1,4 +1,4 @@
-"""What `schedule` writes down of a schedule, and what it returns."""
+"""What `schedule` writes into a timer, and what it returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from vlmcache.cache.state import Finding
 from vlmcache.errors import VlmcacheError
 from vlmcache.report import Report
 from vlmcache.scheduled import RunOutcome
-from vlmcache.units import shell_words
 
 Kind = Literal["systemd", "cron", "launchd"]
 """What runs a schedule."""
@@ -29,13 +28,13 @@ class NoSchedulerError(ScheduleError):
 
 
 class When(msgspec.Struct, frozen=True):
-    """The times at which a schedule runs, as every kind of timer can say them."""
+    """The times at which a schedule runs, which every kind of timer can express."""
 
     every: int
     """Seconds from one run to the next."""
     minute: int
     hour: int = 3
-    """Of schedules that run no more than once a day."""
+    """For schedules that run at most once a day."""
 
     @property
     def days(self) -> int:
@@ -49,7 +48,7 @@ class When(msgspec.Struct, frozen=True):
 
     @property
     def waits(self) -> bool:
-        """Whether the timer runs each day, and the command itself sees whether it is due."""
+        """Whether the timer starts the command each day, which then checks itself if it is due."""
         return self.days > 1 and self.days != 7
 
     @property
@@ -66,18 +65,18 @@ class When(msgspec.Struct, frozen=True):
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """All that a timer holds. It is written into the timer itself too, as one line of JSON."""
+    """All that a timer holds. It is also written into the timer, as one line of JSON."""
 
     name: str
     program: tuple[str, ...]
-    """What runs vlmcache: an absolute path, and perhaps what Python is to run."""
+    """What runs vlmcache: an absolute path, followed by `-m vlmcache` if that is Python's."""
     words: tuple[str, ...]
-    """The command and its arguments, as they were shown when the schedule was made."""
+    """The command and its arguments, as shown when the schedule was made."""
     when: When
     variables: dict[str, str]
     """The environment that the command needs."""
     log: str | None = None
-    """The file that the output is added to; `None` if there is a journal for it."""
+    """The file that the output is appended to; `None` if a journal keeps it."""
 
     @property
     def line(self) -> tuple[str, ...]:
@@ -86,7 +85,7 @@ class Schedule(msgspec.Struct, frozen=True):
 
 
 class ScheduleFile(msgspec.Struct, frozen=True):
-    """A file of a timer; for cron the lines that are added to the crontab."""
+    """A file of a timer; for cron, the lines that are added to the crontab."""
 
     path: str
     content: str
@@ -109,18 +108,18 @@ class ScheduleStatus(msgspec.Struct, frozen=True):
     """The command that shows the log, or its file."""
     variables: dict[str, str]
     user: str
-    """Whom it runs as."""
+    """The user that it runs as."""
     last: RunOutcome | None = None
-    """How its last run ended, if it ran."""
+    """How its last run ended; `None` if it has not run."""
 
 
 class ScheduleReport(Report, frozen=True):
-    """What `vlmcache schedule` returns: the schedule made or removed, or all there are."""
+    """What `vlmcache schedule` returns: the schedule made or removed, or all schedules."""
 
     action: Literal["set", "removed", "shown"]
     schedules: tuple[ScheduleStatus, ...]
     files: tuple[ScheduleFile, ...] = ()
-    """What is or would be written, or removed."""
+    """What is written, or would be."""
     written: bool = False
     """Whether anything was changed."""
     now: str = ""
@@ -131,21 +130,3 @@ class ScheduleReport(Report, frozen=True):
     def ids(self) -> list[str]:
         """The names of the schedules."""
         return [schedule.name for schedule in self.schedules]
-
-
-def described(
-    schedule: Schedule, kind: Kind, path: str, log: str, user: str, last: RunOutcome | None = None
-) -> ScheduleStatus:
-    """Return a schedule as others are to see it."""
-    return ScheduleStatus(
-        schedule.name,
-        shell_words(*schedule.line),
-        float(schedule.when.every),
-        schedule.when.in_words,
-        kind,
-        path,
-        log,
-        schedule.variables,
-        user,
-        last,
-    )

@@ -1,4 +1,4 @@
-"""`schedule` for people: what runs, when, as whom, and where its log is."""
+"""`schedule` for people: what runs, when, as which user, and where its log is."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def show(value: ScheduleReport, *, verbose: bool = False, stream: IO[str] | None
         for file in value.files:
             print_line(out, Text(f"\n{printable(file.path)}", "bold"))
             for line in file.content.splitlines():
-                # As it would be in the file, so that it can be copied.
+                # Unchanged, so that it can be copied.
                 out.print(Text(printable(line)), soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""`verify --repair`: what is bad or missing is fetched again, links and refs are restored."""
+"""`verify --repair`: fetches what is damaged or missing again, and restores links and refs."""
 
 from __future__ import annotations
 
@@ -10,36 +10,25 @@ from vlmcache import units
 from vlmcache.cache.lending import with_bases
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
-from vlmcache.change.known import Known
-from vlmcache.change.plan import (
-    Fetch,
-    Link,
-    Outcome,
-    Plan,
-    Receipt,
-    WriteRef,
-    joined,
-)
+from vlmcache.change.plan import Fetch, Link, Outcome, Plan, Receipt, WriteRef, joined
 from vlmcache.change.remove import apply_removals
 from vlmcache.change.space import FreeSpace
 from vlmcache.change.trash_room import empty_for, expire
 from vlmcache.change.tree import Tree
-from vlmcache.commands.pull.plan import (
-    downloads_shown,
-)
+from vlmcache.commands.pull.making_room import what_frees_room
+from vlmcache.commands.pull.plan import downloads_shown
 from vlmcache.commands.pull.room import find_shortage
 from vlmcache.commands.pull.values import WORKERS
-from vlmcache.commands.status.recommend import what_makes_room
 from vlmcache.commands.verify.repair_repo import RepoRepair
 from vlmcache.commands.verify.values import RepairError, RepairReport, Verification, VerifyOptions
 from vlmcache.commands.verify.verify import verify_state
-from vlmcache.config import Session
+from vlmcache.config import Session, options_in_force
 from vlmcache.errors import OfflineError, PartlyError, SpaceError, VlmcacheError
 from vlmcache.home.journal import read_damaged
 from vlmcache.hub.client import Client
 from vlmcache.hub.retry import Patience
 from vlmcache.progress import Progress, continued_by
-from vlmcache.units import size_text
+from vlmcache.units import and_more, size_text
 
 
 def repair(
@@ -67,7 +56,7 @@ def repair(
     """
     options = options or VerifyOptions()
     progress = progress or Progress()
-    again = options.command(*names, "--repair")
+    again = options.command(session, *names, "--repair")
     with continued_by(progress, f"'{again}' continues from here"):
         return _repair(session, names, options, progress, patience)
 
@@ -93,14 +82,14 @@ def _repair(
         )
         plans = [order.plan for order in work.orders]
         shortage = find_shortage(cache_dir, session.config.limits, plans)
-        if shortage is not None and not options.dry_run:
-            empty_for(session, shortage.place, shortage.goal)
-            shortage = find_shortage(cache_dir, session.config.limits, plans)
         failure: VlmcacheError | None = work.offline_error()
+        emptied: tuple[Outcome, ...] = ()
+        if failure is None and shortage is not None and not options.dry_run:
+            emptied = empty_for(session, shortage.place, shortage.goal).outcomes
+            shortage = find_shortage(cache_dir, session.config.limits, plans)
         if failure is None and shortage is not None:
-            known = Known(session.environment, state)
             repos = {order.repo for order in work.orders}
-            failure = shortage.error(what_makes_room(known, session, shortage, repos))
+            failure = shortage.error(what_frees_room(session, state, shortage, repos))
         too_full = isinstance(failure, SpaceError)
         if options.dry_run or too_full or (failure is not None and not work.keep_links()):
             return report.with_problem(failure or work.error or _unchecked(verification))
@@ -108,40 +97,41 @@ def _repair(
         outcomes, error = work.carry_out(progress)
     finally:
         client.stop()
-    # What was good is remembered, so that this reads little more than what has just arrived.
+    # What was found good is remembered, so this reads little more than what has just arrived.
     again = msgspec.structs.replace(options, max_age=options.max_age or 60.0)
     after = verify_state(session, scan(cache_dir), names, again)
-    begun = [missing.name for missing in after.missing if missing.file == "*"]
+    absent = [missing.name for missing in after.missing if missing.file == "*"]
     remaining = [damage.path for damage in after.damaged]
     remaining += [f"{missing.repo}@{missing.revision}: {missing.file}" for missing in after.missing]
-    receipt = space.measured(
-        Receipt(
-            tuple(outcomes),
-            sum(outcome.freed for outcome in outcomes),
-            sum(outcome.fetched for outcome in outcomes),
-        )
-    )
+    receipt = space.measured(Receipt.of((*emptied, *outcomes)))
     report = msgspec.structs.replace(report, receipt=receipt, remaining=tuple(remaining))
-    return report.with_problem(
-        error or failure or work.error or _left(remaining, begun) or _unchecked(after)
-    )
+    bad = _not_repaired(session, remaining, absent)
+    return report.with_problem(error or failure or work.error or bad or _unchecked(after))
 
 
 def _unchecked(verification: Verification) -> PartlyError | None:
-    """Return the failure if nothing is known to be bad, and something could not be checked."""
+    """Return the failure if nothing is known to be bad but something could not be checked."""
     problem = verification.problem
     return problem if isinstance(problem, PartlyError) else None
 
 
-def _left(remaining: Sequence[str], begun: Sequence[str]) -> RepairError | None:
-    """Return the failure if something is bad even now; of the begun repos nothing is here."""
+def _not_repaired(
+    session: Session, remaining: Sequence[str], absent: Sequence[str]
+) -> RepairError | None:
+    """Return the failure if something is still bad, `None` if nothing is.
+
+    Args:
+        session: what the command works on.
+        remaining: the paths and names of all that is bad.
+        absent: the repos of which nothing is in the cache.
+    """
     if not remaining:
         return None
-    more = f" and {len(remaining) - 1} more" if len(remaining) > 1 else ""
-    hint = "'vlmcache verify' shows what it is"
-    if len(begun) == len(remaining):
-        hint = f"finish the download: {units.command('pull', *begun)}"
-    return RepairError(f"not repaired: {remaining[0]}{more}", hint)
+    options = options_in_force(session.config, session.cache)
+    hint = f"'{units.command('verify', *options)}' shows what it is"
+    if len(absent) == len(remaining):
+        hint = f"finish the download: {units.command('pull', *absent, *options)}"
+    return RepairError(f"not repaired: {remaining[0]}{and_more(len(remaining) - 1)}", hint)
 
 
 class _Repair:
@@ -187,14 +177,14 @@ class _Repair:
     def offline_error(self) -> OfflineError | None:
         """Return the refusal of downloads if the network is switched off."""
         fetches = self._fetches
-        if not fetches or not self.client.offline:
+        switch = self.client.environment.offline_by
+        if not fetches or switch is None:
             return None
         size = size_text(sum(action.size - action.have for action in fetches))
         names = ", ".join(f"{action.repo}: {action.file}" for action in fetches[:3])
-        more = f" and {len(fetches) - 3} more" if len(fetches) > 3 else ""
         return OfflineError(
-            f"HF_HUB_OFFLINE is set: the repair would fetch {size} ({names}{more})",
-            "unset HF_HUB_OFFLINE, then repair again",
+            f"{switch} is set: the repair would fetch {size} ({names}{and_more(len(fetches) - 3)})",
+            f"unset {switch}, then repair again",
         )
 
     def carry_out(self, progress: Progress) -> tuple[list[Outcome], VlmcacheError | None]:

@@ -1,4 +1,4 @@
-"""What of the cache is to be verified, and what is wrong with it."""
+"""Which part of the cache is to be verified, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from vlmcache.units import command, counted
 
 _WEIGHTS = ".safetensors"
 _HOLES = 1 << 30
-"""Bytes without blocks from which on nobody waits for a file to be hashed."""
+"""Bytes without blocks; a file with more of them is not hashed, which would take too long."""
 _MOST_HOLES = 8
-"""How many times its blocks such a file is long; filesystems that compress stay below."""
+"""How many times longer than its blocks such a file is; compressing filesystems stay below."""
 
 
 class Subject(NamedTuple):
@@ -40,9 +40,19 @@ class Subject(NamedTuple):
     expected: str
     files: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """One name for the progress."""
+        return self.files[0] if self.files else os.path.basename(self.path)
+
+    @property
+    def names(self) -> str:
+        """All names of it, for a sentence."""
+        return ", ".join(self.files) or "a blob that nothing links to"
+
 
 class Results:
-    """What is found, as it is found."""
+    """Collects what is found while the cache is verified."""
 
     def __init__(self) -> None:
         self.checked = 0
@@ -70,30 +80,32 @@ class Results:
                 self.good.add(subject.path)
             elif judged.actual is None:
                 self.unread.add(subject.path)
-                self.unverifiable.append(
-                    Unverifiable(
-                        subject.repo,
-                        subject.path,
-                        subject.blob,
-                        judged.problem or "",
-                        subject.files,
-                    )
-                )
+                self.note_unverifiable(subject, judged.problem or "")
             else:
-                name = ", ".join(subject.files) or "a blob that nothing links to"
-                self.damaged[subject.path] = Damage(
-                    subject.repo,
-                    subject.path,
-                    subject.blob,
-                    subject.expected,
-                    judged.actual,
-                    "wrong-content",
-                    f"{name} has other content than its hash says",
-                    subject.files,
-                )
+                detail = f"{subject.names} has other content than its hash says"
+                self.note_damage(subject, judged.actual, "wrong-content", detail)
+
+    def note_damage(self, subject: Subject, actual: str | None, problem: str, detail: str) -> None:
+        """Take note that a place is damaged."""
+        self.damaged[subject.path] = Damage(
+            subject.repo,
+            subject.path,
+            subject.blob,
+            subject.expected,
+            actual,
+            problem,
+            detail,
+            subject.files,
+        )
+
+    def note_unverifiable(self, subject: Subject, reason: str) -> None:
+        """Take note that nobody can say whether a place is damaged."""
+        self.unverifiable.append(
+            Unverifiable(subject.repo, subject.path, subject.blob, reason, subject.files)
+        )
 
     def verification(self, seconds: float) -> Verification:
-        """Return all of it as the command's answer."""
+        """Return the results as the command's report."""
         return Verification(
             self.checked,
             self.bytes,
@@ -108,7 +120,7 @@ class Results:
 
 
 class Scope(NamedTuple):
-    """What is asked for of a repo: all of it if no commits are named."""
+    """The part of a repo that is to be verified: all of it if no commits are named."""
 
     repo: Repo
     commits: frozenset[str] | None
@@ -204,36 +216,26 @@ def subjects_of(scope: Scope, results: Results) -> list[Subject]:
 def _is_worth_reading(
     subject: Subject, size: int, sizes: Collection[int], results: Results
 ) -> bool:
-    """Return whether only hashing tells if a file is good; note what is known without it.
+    """Return whether only hashing shows if a file is good; note what is known without it.
 
     Args:
         subject: the file.
         size: its length.
         sizes: the lengths that listings give it.
-        results: what is found.
+        results: collects what is found.
     """
     if sizes and size not in sizes:
         listed = max(sizes)
-        name = ", ".join(subject.files) or "a blob that nothing links to"
-        results.damaged[subject.path] = Damage(
-            subject.repo,
-            subject.path,
-            subject.blob,
-            subject.expected,
-            None,
-            "truncated-blob" if size < listed else "oversized-blob",
-            f"{name} has {size} of {listed} bytes",
-            subject.files,
-        )
+        problem = "truncated-blob" if size < listed else "oversized-blob"
+        detail = f"{subject.names} has {size} of {listed} bytes"
+        results.note_damage(subject, None, problem, detail)
         return False
     if not sizes and size >= _HOLES:
         with contextlib.suppress(OSError):
             allocated = allocated_bytes(os.stat(subject.path))
             if size - allocated >= _HOLES and size > _MOST_HOLES * allocated:
                 reason = "nearly all of it is holes, and no listing names its length"
-                results.unverifiable.append(
-                    Unverifiable(subject.repo, subject.path, subject.blob, reason, subject.files)
-                )
+                results.note_unverifiable(subject, reason)
                 return False
     return True
 
@@ -294,7 +296,7 @@ def check_headers(scope: Scope, results: Results) -> None:
             try:
                 read_header(path)
             except PermissionError:
-                continue  # hashing has said so
+                continue  # hashing has noted it
             except (OSError, ValueError) as error:
                 if content in results.good:
                     detail = f"it is what the Hub has, but {reason_of(error)}"
@@ -322,7 +324,7 @@ def add_findings(scope: Scope, results: Results) -> None:
         for ref, commit in repo.refs.items()
         if scope.commits is not None and commit in scope.commits and repo.revision(commit) is None
     ]
-    # What looks broken in others is a download that has just begun.
+    # What looks broken in other repos is a download that has just begun.
     is_damaged = judge_repo(repo) == "damaged"
     for finding in repo.findings:
         is_listing = finding.path in listings
@@ -344,10 +346,10 @@ def add_findings(scope: Scope, results: Results) -> None:
 
 
 def add_missing(scope: Scope, results: Results, state: CacheState) -> None:
-    """Note what loading needs and what does not exist, or is on a drive that is away."""
+    """Note what loading needs and the cache does not have, or has on a drive that is away."""
     repo, absent = scope.repo, set[str]()
     shut = [finding.path + os.sep for finding in repo.findings if finding.code == UNREADABLE]
-    # Of what is away, nothing is known to be missing.
+    # Nothing is known to be missing from a drive that is away.
     for revision in scope.revisions if repo.away is None else ():
         if any(f"{revision.path}{os.sep}".startswith(folder) for folder in shut):
             continue  # what is in a folder that cannot be read is not known
@@ -373,7 +375,7 @@ def add_missing(scope: Scope, results: Results, state: CacheState) -> None:
 
 
 def add_denied(scope: Scope, cache_dir: str, results: Results) -> None:
-    """Say who owns what this user may not read of a repo, or what else kept it from being read."""
+    """Note who owns what this user may not read of a repo, or why else it could not be read."""
     repo = scope.repo
     listings = os.path.dirname(repo.tree_path("any"))
     paths = [entry.path for entry in results.unverifiable if entry.repo == repo.id]
@@ -402,9 +404,9 @@ def add_denied(scope: Scope, cache_dir: str, results: Results) -> None:
 
 
 def blame_bases(scope: Scope, results: Results) -> None:
-    """Say of what is damaged in a base that it is the base's, and whom to tell."""
+    """Note for what is damaged in a base that the base has it, and whom to tell."""
     repo = scope.repo
-    found: dict[str, list[str]] = {}
+    by_base: dict[str, list[str]] = {}
     for path, damage in results.damaged.items():
         blob = repo.blobs.get(damage.blob or "")
         if damage.repo != repo.id or blob is None or blob.base is None:
@@ -415,8 +417,8 @@ def blame_bases(scope: Scope, results: Results) -> None:
             place = os.readlink(path)
             detail = f"{damage.detail}; it is the base's: {place}"
             results.damaged[path] = msgspec.structs.replace(damage, detail=detail, base=place)
-            found.setdefault(blob.base, []).append(place)
-    for base, places in found.items():
+            by_base.setdefault(blob.base, []).append(place)
+    for base, places in by_base.items():
         results.findings.append(
             Finding(
                 "damaged-base",

@@ -8,11 +8,12 @@ from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Plan, Receipt
-from vlmcache.errors import ExitCode, PartlyError, VlmcacheError
+from vlmcache.config import Session, options_in_force
+from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.report import Report
 
 MAX_AGE = 7 * 86400.0
-"""Seconds for which an unchanged file that was found good need not be read again."""
+"""Seconds for which an unchanged file that was found good is not read again, by default."""
 
 
 class DamageError(VlmcacheError):
@@ -33,20 +34,21 @@ class VerifyOptions(msgspec.Struct, frozen=True):
     """How to verify, and to repair."""
 
     max_age: float = MAX_AGE
-    """Seconds for which a file that was found good and is unchanged is not read again."""
+    """Seconds for which an unchanged file that was found good is not read again."""
     workers: int | None = None
     """Threads that hash; one per core if `None`."""
     dry_run: bool = False
     """Of a repair: only plan."""
 
-    def command(self, *words: str) -> str:
-        """Return the command line that does the same again."""
+    def command(self, session: Session, *words: str) -> str:
+        """Return the command line that does the same again on the same cache."""
         again = (f"--max-age={self.max_age:g}s",) if self.max_age not in (0.0, MAX_AGE) else ()
-        return units.command("verify", *words, *again)
+        options = options_in_force(session.config, session.cache)
+        return units.command("verify", *words, *again, *options)
 
 
 class Damage(msgspec.Struct, frozen=True):
-    """Something that cannot be what it should be."""
+    """Something in the cache that is not what it should be."""
 
     repo: str
     path: str
@@ -60,13 +62,13 @@ class Damage(msgspec.Struct, frozen=True):
     """`wrong-content`, `wrong-link`, `unreadable-header`, or the code of the scan's finding."""
     detail: str
     files: tuple[str, ...] = ()
-    """The names in the repo that lead there."""
+    """The names of it in the repo."""
     base: str | None = None
-    """The file itself, if it is in a base and not in this cache."""
+    """The path of the content, if that is in a base and not in this cache."""
 
 
 class Missing(msgspec.Struct, frozen=True):
-    """A file that loading needs and that does not exist."""
+    """A file that loading needs and that is not in the cache."""
 
     repo: str
     revision: str
@@ -81,7 +83,7 @@ class Missing(msgspec.Struct, frozen=True):
 
 
 class Unverifiable(msgspec.Struct, frozen=True):
-    """Something that cannot be said to be correct or damaged, and why."""
+    """Something that may be correct or damaged, and why that cannot be known."""
 
     repo: str | None
     path: str
@@ -111,7 +113,7 @@ class Verification(Report, frozen=True):
     receipt: Receipt | None = None
     """Of `--repair`: what was done."""
     remaining: tuple[str, ...] = ()
-    """Of `--repair`: paths that are damaged, and names of files that are missing, even now."""
+    """Of `--repair`: paths that are still damaged, and names of files that are still missing."""
     cache: str = ""
     """The hub cache."""
 
@@ -123,53 +125,17 @@ class Verification(Report, frozen=True):
 
     @property
     def in_one_line(self) -> str:
-        """How much was read, and how much of it is not good."""
+        """How much was read, and how much of that is bad, in one line."""
         read = f"{units.counted(self.checked, 'file')} read, {units.size_text(self.bytes)}"
         bad = len(self.damaged) + len(self.missing)
         return f"{read}: {f'{bad} damaged or missing' if bad else 'all good'}"
 
-    @property
-    def problem(self) -> VlmcacheError | None:
-        """That something is damaged or missing, if anything is."""
-        counts = [
-            f"{len(bad)} {word}"
-            for word, bad in (("damaged", self.damaged), ("missing", self.missing))
-            if bad
-        ]
-        if not counts:
-            denied = [known for known in self.findings if known.code == "unreadable-file"]
-            if denied:
-                return PartlyError(
-                    f"not all could be verified: {denied[0].detail}", denied[0].remedy
-                )
-            return None
-        repos = self.ids
-        return DamageError(
-            f"{', '.join(counts)}: {', '.join(repos[:5])}{' …' if len(repos) > 5 else ''}",
-            self._hint(),
-        )
-
-    def _hint(self) -> str:
-        """Return what to type: `pull` for what is absent."""
-        if not self.damaged and all(missing.file == "*" for missing in self.missing):
-            names = [
-                missing.name if missing.revision == "main" else f"{missing.name}@{missing.revision}"
-                for missing in self.missing
-            ]
-            return f"fetch it: {units.command('pull', *names)}"
-        return "'vlmcache verify --repair' fetches what is bad, and only that"
-
 
 class RepairReport(Verification, frozen=True):
-    """What `vlmcache verify --repair` returns: what was found before, and what became of it."""
+    """What `vlmcache verify --repair` returns: what was found, and what became of it."""
 
     @property
     def in_one_line(self) -> str:
-        """What was found, and how much of it is repaired."""
+        """What was found, and how much of that is still bad, in one line."""
         found = super().in_one_line
         return found if self.plan is None else f"{found}, {len(self.remaining)} of that remain"
-
-    @property
-    def problem(self) -> VlmcacheError | None:
-        """Why something is damaged or missing even now."""
-        return super(Verification, self).problem

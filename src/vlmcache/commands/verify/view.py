@@ -10,9 +10,9 @@ from vlmcache.commands.verify.values import Damage, Missing, Verification
 from vlmcache.show.console import console, print_line
 from vlmcache.show.tables import SEVERITY_COLORS, show_cache
 from vlmcache.show.text import printable
-from vlmcache.units import pace_text, size_text
+from vlmcache.units import counted, pace_text, size_text
 
-_SHOWN = 20
+_MOST_LINES = 20
 
 
 def show(value: Verification, *, verbose: bool = False) -> None:
@@ -34,7 +34,7 @@ def show(value: Verification, *, verbose: bool = False) -> None:
             for finding in value.findings
         ],
     ):
-        shown = lines if verbose else lines[:_SHOWN]
+        shown = lines if verbose else lines[:_MOST_LINES]
         for line in shown:
             print_line(out, line)
         if len(lines) > len(shown):
@@ -45,9 +45,11 @@ def show(value: Verification, *, verbose: bool = False) -> None:
         if receipt is None:
             show_cache(out, value.cache)
         _show_plan(out, value.plan, done=receipt is not None)
-    if receipt is not None and receipt.outcomes:
-        done = [outcome for outcome in receipt.outcomes if outcome.result in ("done", "absent")]
-        text = f"Repaired {len(done)} of {len(receipt.outcomes)}"
+    if value.plan is not None and receipt is not None and receipt.outcomes:
+        planned = {action.path for action in value.plan.actions}
+        results = [step.result for step in receipt.outcomes if step.path in planned]
+        done = sum(result in ("done", "absent") for result in results)
+        text = f"Repaired {done} of {len(results)}"
         print_line(out, Text(f"{text}, {size_text(receipt.fetched)} fetched."))
 
 
@@ -58,12 +60,9 @@ def _show_plan(out: Console, plan: Plan, *, done: bool) -> None:
     if done:
         return
     for action in plan.actions:
-        size = ""
-        if isinstance(action, Fetch):
-            size = f" {size_text(action.size - action.have)}"
-        print_line(
-            out, _line(f"{action.__struct_config__.tag}{size}", "", action.path, action.reason)
-        )
+        size = f" {size_text(action.size - action.have)}" if isinstance(action, Fetch) else ""
+        word = f"{action.__struct_config__.tag}{size}"
+        print_line(out, _line(word, "", action.path, action.reason))
     print_line(out, Text(f"To fetch: {size_text(plan.to_fetch)}."))
 
 
@@ -71,18 +70,18 @@ def _summary(value: Verification) -> str:
     parts = []
     if value.checked or not value.remembered:
         pace = pace_text(value.bytes, value.seconds)
-        parts.append(f"Verified {_files(value.checked)}, {size_text(value.bytes)} in {pace}")
+        parts.append(
+            f"Verified {counted(value.checked, 'file')}, {size_text(value.bytes)} in {pace}"
+        )
     if value.remembered:
         size = size_text(value.remembered_bytes)
-        parts.append(f"{_files(value.remembered)}, {size}, verified before and unchanged since")
+        parts.append(
+            f"{counted(value.remembered, 'file')}, {size}, verified before and unchanged since"
+        )
     if not (value.damaged or value.missing):
         parts.append("everything is correct" if not value.unverifiable else "no damage found")
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
 
 
 def _line(word: str, style: str, text: str, why: str = "") -> Text:
@@ -100,5 +99,5 @@ def _damage_line(damage: Damage) -> Text:
 
 
 def _missing_line(missing: Missing) -> Text:
-    what = "nothing of it is in the cache" if missing.file == "*" else missing.file
-    return _line("missing", "yellow", f"{missing.repo}@{missing.revision[:12]}: {what}")
+    file = "nothing of it is in the cache" if missing.file == "*" else missing.file
+    return _line("missing", "yellow", f"{missing.repo}@{missing.revision[:12]}: {file}")
