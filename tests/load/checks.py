@@ -36,7 +36,7 @@ from vlmcache.errors import (
     UnloadableError,
     UnsupportedPrecisionError,
 )
-from vlmcache.load import models
+from vlmcache.load import models, residency
 
 HOME = os.environ["VLMCACHE_HOME"]
 CACHE = CacheBuilder(Path(os.environ["HF_HOME"]) / "hub")
@@ -104,7 +104,7 @@ def loaders_give_the_same_logits(loader: str) -> None:
 
     source = read_source(str(snapshot("tiny/qwen2_vl")), model="tiny", precision="bf16")
     left = models.build_model(source, "cpu", loader=loader)  # type: ignore[arg-type]
-    models.touch_all_weights(left)
+    residency.touch_all_weights(left)
     assert torch.equal(models.first_token(left), models.first_token(plain("qwen2_vl", "bf16")))
 
 

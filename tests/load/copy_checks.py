@@ -16,7 +16,7 @@ import vlmcache
 from tests.kit.caches import CacheBuilder
 from vlmcache.errors import NoDeviceError, UnsupportedPrecisionError
 from vlmcache.home import copies
-from vlmcache.load import models, outcome, quantized
+from vlmcache.load import models, outcome, quantized, scratch
 from vlmcache.load.source import read_source
 
 HOME = os.environ["VLMCACHE_HOME"]
@@ -31,7 +31,7 @@ def a_copy_that_cannot_be_loaded_is_set_aside() -> None:
     right = os.path.join(HOME, "right")
     models.build_model(source, "cpu").save_pretrained(right)
     for key in ("intermediate_size", "hidden_size"):
-        with quantized.new_folder(os.path.join(HOME, copies.FOLDER)) as making:
+        with scratch.new_folder(os.path.join(HOME, copies.FOLDER)) as making:
             shutil.copytree(right, making, dirs_exist_ok=True)
             config = Path(making) / "config.json"
             content = json.loads(config.read_text())

@@ -410,7 +410,7 @@ def test_a_loader_that_reads_around_the_memory_has_no_warm_load(tmp_path: Path) 
     if not conditions.counts_reads(source.folder):
         pytest.skip("no block device below")
     said = trials._why_not_read(source, "fastsafetensors", "warm", source.bytes)
-    assert "fastsafetensors reads around it (direct I/O)" in str(said)
+    assert "fastsafetensors bypasses it (direct I/O)" in str(said)
     assert trials._why_not_read(source, "fastsafetensors", "cold", source.bytes) is None
     assert "another process was reading" in str(trials._why_not_read(source, "plain", "cold", 0))
     assert trials._why_not_read(source, "plain", "warm", None) is None

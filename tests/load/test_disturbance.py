@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -55,7 +56,7 @@ def found(
     [
         (found(8.0, 0.1), None),
         (found(9.9, 0.9), None),
-        (found(9.5, 1.4), "for 14% of its time it waited for a processor that others held"),
+        (found(9.5, 1.4), "for 14% of its time it waited for a processor in use by others"),
         (found(11.0, 0.0), "other processes used 15% of the processors"),
         # It waited, and nobody else was there to wait for: its own threads were.
         (found(8.0, 5.0), None),
@@ -166,7 +167,7 @@ def test_only_what_was_disturbed_is_repeated() -> None:
 
 
 class Scripted(Run):
-    """A run whose trials are told beforehand."""
+    """A run whose trials end as scripted."""
 
     def __init__(self, source: Any, loader: Any, need: Any, home: str | None = None) -> None:
         super().__init__(source, loader, need, home)
@@ -180,6 +181,8 @@ class Scripted(Run):
         step = self.script.pop(0) if self.script else "fine"
         if step == "copy fails" and self.source.kind == "copy":
             raise UnloadableError("no such layer")
+        if step == "disk fails":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), self.source.folder)
         if step == "stop":
             raise STOP
         made = trial(temperature, start=0.0, read=1.0)
@@ -262,6 +265,19 @@ def test_a_copy_that_no_loader_loads_is_set_aside_where_its_original_loads(
     assert failure(copy.folder) == ("no such layer" if len(fails) == 2 else None)
 
 
+def test_no_more_trials_are_counted_of_a_model_whose_files_cannot_be_read(
+    measuring: bench._Bench, tmp_path: Path
+) -> None:
+    SCRIPT["plain"] = ["fine", "disk fails"]
+    measuring.options = LoadTestOptions(trials=3, cold=False, loaders=("plain",))
+    measuring.measure(None, source_in(tmp_path / "model"))
+    (failed,) = measuring.failures
+    assert failed.message == f"m: {os.strerror(errno.EIO)}: {tmp_path / 'model'}"
+    (kept,) = measuring.results
+    assert len(kept.trials) == 1
+    assert (measuring.schedule.made, measuring.schedule.count) == (1, 1)
+
+
 def test_an_interrupted_load_test_keeps_what_was_measured_before(
     measuring: bench._Bench, tmp_path: Path
 ) -> None:
@@ -341,7 +357,7 @@ def test_a_loader_whose_extra_memory_is_not_there_is_refused_beforehand(
     source = source_in(tmp_path / "model", precision="fp32")
     # As for `load_model`, only what is held has to fit.
     need = estimate_memory(source).held.total
-    monkeypatch.setattr(bench, "available_memory", lambda: need + 100)
+    monkeypatch.setattr("vlmcache.load.trials.available_memory", lambda: need + 100)
     measuring._take_turns(None, [(source, "plain"), (source, "pinned")])
     assert [one.loader for one in measuring.results] == ["plain"]
     assert [(one.code, one.loader) for one in measuring.failures] == [

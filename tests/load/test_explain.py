@@ -86,9 +86,8 @@ def of_an_old_version() -> None:
 
 MISSING = "org/model: a package is missing: surely_absent"
 UNFIT = (
-    "org/model: the package msgspec 0.1 is not the one that is needed: msgspec>=9.8 is required for"
-    " a normal functioning of this module, but found msgspec==0.1. Try: `pip install"
-    " transformers -U`"
+    "org/model: the installed msgspec 0.1 does not fit: msgspec>=9.8 is required for a normal"
+    " functioning of this module, but found msgspec==0.1. Try: `pip install transformers -U`"
 )
 CASES: tuple[tuple[Callable[[], None], str, str], ...] = (
     (missing, MISSING, install_package("surely_absent")),
@@ -109,7 +108,7 @@ CASES: tuple[tuple[Callable[[], None], str, str], ...] = (
     (
         broken_below,
         "org/model: a package is broken: RuntimeError: operator torchvision::nms does not exist",
-        "install again what that names",
+        "reinstall the package that this names",
     ),
     (
         of_a_quantization,

@@ -93,8 +93,8 @@ def test_a_trial_that_takes_longer_than_estimated_is_never_less_than_a_second_fr
 
 
 def test_before_the_first_trial_no_time_left_is_made_up() -> None:
-    shown = progressing(Step("quantizing", 1, 3, "step"), 7.0, 7.0)
-    assert shown.line() == "step 1 of 3: quantizing; 0:07"
+    shown = progressing(Step("cold load", 1, 3), 7.0, 7.0)
+    assert shown.line() == "trial 1 of 3: cold load; 0:07"
     assert Progressing().line() == ""
 
 

@@ -63,7 +63,7 @@ def test_what_is_no_report_is_refused_in_one_line(world: World, content: str | N
     ("arguments", "words"),
     [
         (("--save", "nowhere/x.json"), "nowhere/x.json: cannot be written there"),
-        (("--plot", "x.pdf"), "x.pdf: a plot is a .png or .svg file"),
+        (("--plot", "x.pdf"), "x.pdf: a plot must be a .png or .svg file"),
         (("--plot", "nowhere/x.svg"), "nowhere/x.svg: cannot be written there"),
         (("--precision", "int3"), "'int3' is not one of"),
         (("--loader", "magic"), "no loader 'magic'"),
@@ -127,7 +127,7 @@ def test_earlier_results_are_remembered_latest_first_and_told_by_name(world: Wor
 def test_without_a_history_that_is_said(world: World) -> None:
     done = world.vlmcache("load-test", "--history")
     assert done.returncode == 0
-    assert done.stdout == "Nothing is remembered yet: vlmcache load-test measures.\n"
+    assert done.stdout == "No earlier results: 'vlmcache load-test' measures.\n"
 
 
 def test_a_name_that_nothing_bears_is_no_reason_for_an_empty_history(world: World) -> None:

@@ -40,6 +40,10 @@ _COMMAND = (
 def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, Any]:
     """Run a task of the worker in a fresh process and return its answer.
 
+    Args:
+        request: the task's name, and what it needs.
+        model: what to call the model in errors; `None` for a task without one.
+
     Raises:
         SpaceError: the disk was too full for what the child was to write.
         UnloadableError: the child reported another failure, or ended without an answer.
@@ -69,7 +73,7 @@ def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, An
         except ValueError:
             stderr.seek(0)
             lines = stderr.read().decode(errors="replace").strip().splitlines()
-            last = lines[-_STDERR_LINES:] or ["it said nothing"]
+            last = lines[-_STDERR_LINES:] or ["it printed nothing"]
             precision = request["source"]["precision"] if "source" in request else None
             raise crash(model, child.returncode, last, precision, request["task"]) from None
     if "error" in answer:
@@ -93,7 +97,7 @@ def crash(
         model: what it was to load; `None` where it only looked at the devices.
         code: its exit code, negative for a signal.
         last_lines: the last lines of its standard error.
-        precision: at which it was to load.
+        precision: the one that it was to load at.
         task: what it was to do; only a trial has a choice of loaders.
     """
     what = f"the process that loaded {model}" if model else "the process that imported torch"
@@ -103,8 +107,8 @@ def crash(
     name = signal.Signals(-code).name if -code in list(signal.Signals) else str(-code)
     if -code == getattr(signal, "SIGKILL", None):
         return CrashedError(
-            f"{what} was killed ({name}), most likely by the kernel for want of memory",
-            f"{less_memory(precision)}; journalctl -k tells what the kernel did",
+            f"{what} was killed ({name}), most likely by the kernel because memory ran out",
+            f"{less_memory(precision)}; journalctl -k shows what the kernel did",
         )
     other = "--loader plain, or another version" if task == "trial" else "another version"
     return CrashedError(f"{what} crashed ({name})", f"try {other} of torch")
@@ -144,12 +148,12 @@ def _error_fields(error: VlmcacheError) -> dict[str, Any]:
 
 
 class _Clock:
-    """Seconds of each phase, one after another, from the start of the process on."""
+    """Measures the seconds of each phase, one after another, from the start of the process."""
 
     def __init__(self, started: float) -> None:
         self.phases: dict[str, float] = {}
         self.weights = 0.0
-        """What of the phase that builds the model went into its weights."""
+        """The part of building the model that was spent on its weights."""
         self._last = started
 
     @property
@@ -164,7 +168,7 @@ class _Clock:
         self._last = now
 
     def move(self, source: str, target: str, seconds: float) -> None:
-        """Count a part of one phase to another."""
+        """Count seconds of one phase, at most all of them, as part of another."""
         if source == target or source not in self.phases:
             return
         part = min(seconds, self.phases[source])
@@ -181,13 +185,13 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
         ahead = reader.ReadAhead(weights, request.get("read_ahead_limit"), count)
     import msgspec
 
-    from vlmcache.load import class_list, conditions, device, disk, models
+    from vlmcache.load import class_list, conditions, device, disk, models, residency
     from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
     notes: list[str] = []
-    # What a program that merely calls transformers does not do belongs to the loaders with a name.
+    # The plain loader does only what a program does that calls transformers.
     with contextlib.ExitStack() as stack:
         stack.enter_context(explained(source))
         if request["loader"] != "plain":
@@ -203,10 +207,10 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = {"counters": _counted(clock.seconds)} | {
             "phases": clock.phases,
             "seconds": clock.seconds,
-            "devices": models.model_devices(model),
-            "weights_memory": models.weights_memory(model),
+            "devices": residency.model_devices(model),
+            "weights_memory": residency.weights_memory(model),
         }
-        # What the kernel fetched from disks for this process so far: see proc_pid_io(5).
+        # The bytes that the kernel fetched from disks for this process: see proc_pid_io(5).
         read = disk.line_of("/proc/self/io", "read_bytes:")
         answer["bytes_read"] = None if read is None else int(read)
         models.refuse_non_finite(source, model)
@@ -229,7 +233,7 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _counted(seconds: float) -> dict[str, Any]:
-    """Return what the kernel has counted up to the end of the load."""
+    """Return what the kernel counted until the end of the load, and the load's seconds."""
     import msgspec
 
     times = os.times()
@@ -245,7 +249,7 @@ def _load(
     ahead: reader.ReadAhead | None,
     notes: list[str],
 ) -> Any:
-    from vlmcache.load import models
+    from vlmcache.load import models, residency
 
     in_memory = request["temperature"] != "cold" or (ahead is not None and ahead.is_done())
     with _timed_weights(clock):
@@ -255,9 +259,9 @@ def _load(
     clock.lap("build")
     if ahead is not None:
         ahead.wait()
-    models.touch_all_weights(model)
+    residency.touch_all_weights(model)
     clock.lap("read")
-    on_device = any(name != "cpu" for name in models.model_devices(model))
+    on_device = any(name != "cpu" for name in residency.model_devices(model))
     phase = "read"
     if source.kind == "at-load":
         phase = "quantise"
@@ -273,10 +277,10 @@ def _load(
 
 @contextlib.contextmanager
 def _timed_weights(clock: _Clock) -> Iterator[None]:
-    """Measure how much of building is spent on weights, the rest being the bare model.
+    """Measure how much of building is spent on weights; the rest is the bare model.
 
-    transformers offers no such figure; where the function that does it is not there, it all counts
-    as building. The loaders that read the weights themselves do so before it.
+    transformers offers no such figure. In a version without the function that loads the weights,
+    all counts as building. The loaders that read the weights themselves do so before that function.
     """
     from transformers import PreTrainedModel
 
@@ -306,7 +310,7 @@ def _timed_weights(clock: _Clock) -> Iterator[None]:
 
 
 def _processor(source: Any) -> dict[str, Any]:
-    """Return how long making the processor took; one that cannot be made says why."""
+    """Return how long making the processor took, or why it cannot be made."""
     from vlmcache.load.explain import explained
     from vlmcache.load.processors import load_processor
 
@@ -320,9 +324,9 @@ def _processor(source: Any) -> dict[str, Any]:
 
 
 def _tokens(model: Any, count: int) -> dict[str, Any]:
-    """Return how long the first token took, and how many a second follow it.
+    """Return how long the first token took, and how many per second follow it.
 
-    A model whose code wants more than token ids has none; that is no failure of loading.
+    A model whose code needs more than token ids produces none; loading has not failed then.
     """
     from vlmcache.load import models
 
@@ -330,7 +334,7 @@ def _tokens(model: Any, count: int) -> dict[str, Any]:
     try:
         answer["first_token"] = _seconds(models.first_token, model)
         if count > 1:
-            # The first steps of decoding pay for what no later one pays for.
+            # The first steps of decoding include work that is done only once.
             models.more_tokens(model, min(count, _WARM_UP))
             first = _seconds(models.more_tokens, model, 1)
             rest = _seconds(models.more_tokens, model, count) - first
@@ -378,23 +382,23 @@ def _keeps_bytecode() -> bool:
     import torch
     import transformers
 
-    kept = (importlib.util.cache_from_source(module.__file__) for module in (torch, transformers))
-    return all(map(os.path.isfile, kept))
+    paths = (importlib.util.cache_from_source(module.__file__) for module in (torch, transformers))
+    return all(map(os.path.isfile, paths))
 
 
 def _quantize(request: dict[str, Any]) -> dict[str, Any]:
     import msgspec
 
-    from vlmcache.load import models, outcome
+    from vlmcache.load import models, outcome, residency
     from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
     with explained(source):
         model = models.build_model(source, request["device"])
-        models.touch_all_weights(model)
+        residency.touch_all_weights(model)
         models.refuse_non_finite(source, model)
-        # Before it computes: some kernels rearrange the weights first.
+        # It is saved before it computes, for which some kernels rearrange the weights.
         model.save_pretrained(request["folder"])
         try:
             outcome.save(model, request["logits"])
@@ -403,7 +407,7 @@ def _quantize(request: dict[str, Any]) -> dict[str, Any]:
             if isinstance(error, ImportError) or "memory" in words:
                 raise
             raise UnloadableError(
-                f"no copy was kept of {source.model}: at {source.precision} it computes nothing:"
+                f"no copy of {source.model} was kept: at {source.precision} it computes nothing:"
                 f" {type(error).__name__}: {words}"
             ) from error
     return {}
@@ -412,14 +416,14 @@ def _quantize(request: dict[str, Any]) -> dict[str, Any]:
 def _compare(request: dict[str, Any]) -> dict[str, Any]:
     import msgspec
 
-    from vlmcache.load import models, outcome
+    from vlmcache.load import models, outcome, residency
     from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
     with explained(source):
         model = models.build_model(source, request["device"])
-        models.touch_all_weights(model)
+        residency.touch_all_weights(model)
         return {"difference": outcome.difference(model, request["logits"])}
 
 
