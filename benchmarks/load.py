@@ -31,7 +31,7 @@ OTHERS: dict[Loader, str] = {"fastsafetensors": "fastsafetensors", "runai": "run
 MAKE = """
 import sys
 from vlmcache.load import synthetic
-synthetic.make(sys.argv[1], synthetic.CONFIGS[sys.argv[2]])
+synthetic.make_model(sys.argv[1], synthetic.CONFIGS[sys.argv[2]])
 """
 IMPORTS = """
 import os

@@ -235,7 +235,7 @@ def what_a_loader_reads_while_the_model_is_built_counts_as_reading() -> None:
     from vlmcache.load import pinned, worker
 
     now = 0.0
-    original = pinned.read
+    original = pinned.read_pinned
 
     def slow(*arguments: Any) -> Any:
         nonlocal now
@@ -243,7 +243,7 @@ def what_a_loader_reads_while_the_model_is_built_counts_as_reading() -> None:
         return original(*arguments)
 
     clock = mock.Mock(monotonic=lambda: now)
-    with mock.patch.object(pinned, "read", slow), mock.patch.object(worker, "time", clock):
+    with mock.patch.object(pinned, "read_pinned", slow), mock.patch.object(worker, "time", clock):
         answer = a_trial("pinned")
     assert answer["phases"]["read"] == 100.0
     assert answer["phases"]["build"] == 0.0

@@ -66,7 +66,7 @@ def outcomes_differ_in_weights_and_in_logits() -> None:
     torch.save(saved | {"logits": saved["logits"] + 1e-7}, path)
     assert "logits differ" in str(outcome.difference(model, path))
     torch.save(saved | {"logits": saved["logits"][:, :2]}, path)
-    assert "in place of" in str(outcome.difference(model, path))
+    assert "instead of" in str(outcome.difference(model, path))
     model = vlmcache.load_model("tiny/qwen2", "bf16", "cpu")[0].float()
     outcome.save(model, path)
     with torch.no_grad():

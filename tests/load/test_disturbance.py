@@ -23,7 +23,7 @@ from vlmcache.config import open_session
 from vlmcache.errors import UnloadableError
 from vlmcache.home.copies import failure
 from vlmcache.load import bench, conditions, disturbance
-from vlmcache.load.disturbance import Counters, Disturbance, measure, why_disturbed
+from vlmcache.load.disturbance import Counters, Disturbance, disturbance_between, why_disturbed
 from vlmcache.load.judging import mark_slow, short_of, summarize
 from vlmcache.load.options import LoadTestOptions
 from vlmcache.load.report import LoadReport, Spread, Temperature, Trial
@@ -41,7 +41,7 @@ def found(
     busy: float | None, waited: float | None, *, ours: float = 8.0, quota: bool = False, **more: Any
 ) -> Disturbance:
     """What a load of 10 s on 2 processors is told of, its own work taking 8 s of them."""
-    return measure(
+    return disturbance_between(
         counted(100.0, None),
         counted(None if busy is None else 100.0 + busy, waited, **more),
         seconds=10.0,
@@ -85,7 +85,7 @@ def test_a_trial_is_disturbed_by_what_others_did_and_by_nothing_else(
 def test_whatever_is_counted_the_shares_make_sense(
     busy: float | None, waited: float | None, ours: float, seconds: float, quota: bool
 ) -> None:
-    what = measure(
+    what = disturbance_between(
         counted(0.0, None), counted(busy, waited), seconds=seconds, ours=ours, cores=2, quota=quota
     )
     assert what.others is None or 0 <= what.others <= 1

@@ -52,7 +52,7 @@ def test_tensors_are_those_of_the_files_however_they_are_cut(
 ) -> None:
     monkeypatch.setattr(pinned, "PIECE", piece)
     paths = weights(tmp_path)
-    same(pinned.read(paths, {"": "cpu"}), paths)
+    same(pinned.read_pinned(paths, {"": "cpu"}), paths)
 
 
 class Device:
@@ -133,7 +133,7 @@ def test_a_buffer_is_filled_again_only_once_its_copy_is_done(
     paths = weights(tmp_path)
     tensors, pieces = pinned._lay_out(paths[0], {"": "cpu"})
     # The memory is the CPU's here, and its buffers cannot be pinned.
-    monkeypatch.setattr(pinned, "_name", lambda _device: "cuda:0")
+    monkeypatch.setattr(pinned, "full_name", lambda _device: "cuda:0")
     monkeypatch.setattr(torch, "empty", unpinned)
     pinned._work(iter(pieces), {"cuda:0": queue})
     queue.finish()
@@ -155,7 +155,7 @@ def test_a_type_that_torch_lacks_is_told(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + b"1234")
     with pytest.raises(UnloadableError, match="cannot read F8_E8M0"):
-        streams.read("pinned", [str(path)], {"": "cpu"})
+        streams.read_weights("pinned", [str(path)], {"": "cpu"})
 
 
 @pytest.mark.parametrize(

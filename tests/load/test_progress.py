@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmcache.load.live import Progressing
-from vlmcache.load.steps import Schedule, Step
+from vlmcache.load.steps import Step, TrialSchedule
 from vlmcache.show import live
 
 BAR = ("#", "-")
 
 
 def test_what_is_left_is_estimated_from_trials_of_the_same_kind_first() -> None:
-    schedule = Schedule()
+    schedule = TrialSchedule()
     for run in ("a", "b"):
         schedule.plan(run, "cold", 3)
         schedule.plan(run, "warm", 3)
@@ -41,7 +41,7 @@ def test_what_is_left_is_estimated_from_trials_of_the_same_kind_first() -> None:
 def test_whatever_was_measured_no_more_is_left_than_trials_are_planned(
     took: list[tuple[str, str, float]],
 ) -> None:
-    schedule = Schedule()
+    schedule = TrialSchedule()
     for run in "abc":
         schedule.plan(run, "cold", 5)
     for run, kind, seconds in took:

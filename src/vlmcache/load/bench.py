@@ -56,7 +56,7 @@ from vlmcache.load.report import (
 )
 from vlmcache.load.saved import best_loader
 from vlmcache.load.source import ModelFiles, estimate_memory, read_source
-from vlmcache.load.steps import OnStep, Schedule, Step
+from vlmcache.load.steps import OnStep, Step, TrialSchedule
 from vlmcache.load.trials import Run, hot_trial, run_key
 from vlmcache.load.worker import run_child
 
@@ -143,7 +143,7 @@ class _Bench:
         self.device = ""
         self.device_free: int | None = None
         self.refused: dict[str, dict[str, Any]] = {}
-        self.schedule = Schedule()
+        self.schedule = TrialSchedule()
         self._disks: dict[tuple[str, ...], Disk | None] = {}
         self._planned: dict[int, list[tuple[ModelFiles, Loader]]] = {}
 
@@ -266,8 +266,9 @@ class _Bench:
         """Measure runs in turn, so that the machine's other work affects all of them alike."""
         running = []
         for source, loader in runs:
-            context, on_accelerator = self.options.context, self.device != CPU
-            need = estimate_memory(source, accelerator=on_accelerator, context=context)
+            need = estimate_memory(
+                source, accelerator=self.device != CPU, context=self.options.context
+            )
             run = Run(source, loader, need, self.home)
             self._plan_trials(run.key)
             if _fits(self, run):

@@ -48,6 +48,11 @@ def names() -> list[str]:
     return [f"{kind}:{number}" for number in range(count)] + [CPU]
 
 
+def full_name(name: str) -> str:
+    """Return a device's name with its number: `cuda` means `cuda:0`."""
+    return name if name == CPU or ":" in name else f"{name}:0"
+
+
 def resolve_device(name: str) -> str:
     """Return the device that a name means: `auto` is the first accelerator, else the CPU.
 
@@ -57,7 +62,7 @@ def resolve_device(name: str) -> str:
     known = names()
     if name == "auto":
         return known[0]
-    full = name if name == CPU or ":" in name else f"{name}:0"
+    full = full_name(name)
     if full not in known:
         raise NoDeviceError(
             f"no device {name!r} on this machine", "choose one of: " + ", ".join(known)
@@ -148,8 +153,7 @@ def synchronize(devices: list[str]) -> None:
 def accelerators(*, measure: bool = True) -> tuple[Accelerator, ...]:
     """Return this machine's accelerators, with the measured speed of a copy to each if asked."""
     accelerators = []
-    *others, _ = names()
-    for device in others:
+    for device in names()[:-1]:
         module = module_of(device)
         name = module.get_device_name(device) if hasattr(module, "get_device_name") else "Apple GPU"
         _, total = memory(device)

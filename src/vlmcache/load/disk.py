@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -89,11 +88,9 @@ def _timed(paths: Sequence[str], readers: int) -> tuple[float, int]:
     reading = reader.Readers(paths, readers, _MEASURED_BYTES)
     begun = time.perf_counter()
     reading.start()
-    deadline = threading.Timer(_MEASURED_SECONDS, reading.halt)
-    deadline.daemon = True
-    deadline.start()
+    reading.run_for(_MEASURED_SECONDS)
+    reading.halt()
     reading.wait()
-    deadline.cancel()
     seconds = time.perf_counter() - begun
     reader.evict(paths)
     return reading.bytes / seconds, reading.bytes

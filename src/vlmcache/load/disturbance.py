@@ -107,7 +107,7 @@ def has_quota(proc: str = "/proc", groups: str = "/sys/fs/cgroup") -> bool:
     return False
 
 
-def measure(
+def disturbance_between(
     before: Counters, after: Counters, *, seconds: float, ours: float, cores: int, quota: bool
 ) -> Disturbance:
     """Return what others did between two moments.

@@ -20,7 +20,7 @@ from vlmcache.errors import (
     reason_of,
 )
 from vlmcache.installing import install_extra, install_package
-from vlmcache.load.own_code import refusal
+from vlmcache.load.own_code import untrusted_code
 from vlmcache.load.source import ModelFiles
 
 _DISTRIBUTIONS = {
@@ -246,7 +246,7 @@ def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
     # transformers says so, or has used a class of its own that the files were not made for.
     needs_code = "trust_remote_code" in words or bool(source.classes)
     if needs_code and not source.trust_remote_code:
-        return refusal(source)
+        return untrusted_code(source)
     attention = "--attention eager" if source.attention and "attention" in words.lower() else None
     return UnloadableError(
         f"{source.model} cannot be loaded: {type(error).__name__}: {words[:300]}", attention

@@ -156,8 +156,11 @@ def _adapter_of(folder: str, base: ModelFiles) -> dict[str, Any]:
         for name in ("adapter_model.safetensors", "adapter_model.bin")
         if os.path.isfile(os.path.join(folder, name))
     )[:1]
-    changes: dict[str, Any] = {"adapter": folder, "weights": base.weights + weights}
-    changes["bytes"] = base.bytes + sum(map(os.path.getsize, weights))
+    changes: dict[str, Any] = {
+        "adapter": folder,
+        "weights": base.weights + weights,
+        "bytes": base.bytes + sum(map(os.path.getsize, weights)),
+    }
     if any(os.path.isfile(os.path.join(folder, name)) for name in TOKENIZERS):
         changes["processor"] = folder
     return changes

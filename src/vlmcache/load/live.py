@@ -66,8 +66,9 @@ class Progressing:
         return elapsed / (elapsed + left)
 
     def _figures(self) -> str:
-        figures = self._step.figures.items()
-        return ", ".join(f"{kind} {exact_seconds(seconds)}" for kind, seconds in figures)
+        return ", ".join(
+            f"{kind} {exact_seconds(seconds)}" for kind, seconds in self._step.figures.items()
+        )
 
 
 def _clock_text(seconds: float) -> str:

@@ -27,7 +27,7 @@ from vlmcache.installing import install_package
 from vlmcache.load import device as devices
 from vlmcache.load import streams
 from vlmcache.load.explain import install
-from vlmcache.load.own_code import only_allowed, own_model_class, own_settings, refusal
+from vlmcache.load.own_code import only_allowed, own_model_class, own_settings, untrusted_code
 from vlmcache.load.report import QUANTIZED, Loader
 from vlmcache.load.shapes import wrong_shape
 from vlmcache.load.source import ModelFiles, check_fits, estimate_memory, read_tensors
@@ -103,7 +103,7 @@ def choose_class(source: ModelFiles) -> tuple[Any, Any]:
             install_package("--upgrade", "transformers"),
         )
     if not known and not source.trust_remote_code:
-        raise refusal(source)
+        raise untrusted_code(source)
     with only_allowed(source):
         settings = _settings(source)
     own = own_model_class(source, settings.architectures) if source.trust_remote_code else None
@@ -257,7 +257,7 @@ def build_model(
                     "--loader readahead",
                 )
             of_model = [path for path in source.weights if os.path.dirname(path) != source.adapter]
-            arguments["state_dict"] = streams.read(loader, of_model, where)
+            arguments["state_dict"] = streams.read_weights(loader, of_model, where)
             with streams.nothing_reserved():
                 model, loading = known.from_pretrained(None, **arguments)
         else:
@@ -327,7 +327,7 @@ def _check_loading(source: ModelFiles, model: Any, loading: Any, notes: list[str
     lost = [name for name in missing if not _is_made_anew(model, name)]
     shapes = sorted(loading["mismatched_keys"])
     if (lost or shapes) and source.classes and not source.trust_remote_code:
-        raise refusal(source)
+        raise untrusted_code(source)
     for name, stored, expected in shapes:
         raise UnloadableError(
             f"{source.model}: {name} has the shape {list(stored)} in its files, and"

@@ -27,7 +27,7 @@ _MODELS = (
 _loading: ContextVar[ModelFiles | None] = ContextVar("loading", default=None)
 
 
-def refusal(source: ModelFiles) -> UntrustedCodeError:
+def untrusted_code(source: ModelFiles) -> UntrustedCodeError:
     """Return the error of a model that needs code which is not allowed to run."""
     repos = " and ".join(repo for repo, commit in source.code_repos.items() if commit is None)
     give = f"give {repos}, too, an entry with" if repos else "set"
@@ -67,13 +67,13 @@ def _replace_function() -> None:
         if source is None:
             return original(repo, *arguments, **named)
         if not source.trust_remote_code:
-            raise refusal(source)
+            raise untrusted_code(source)
         if str(repo) in (source.folder, source.processor):
             return original(repo, *arguments, **named)
         commit = source.code_repos.get(str(repo))
         # transformers would take a folder of that name for the repo.
         if commit is None or os.path.isdir(repo):
-            raise refusal(source)
+            raise untrusted_code(source)
         pinned = {"cache_dir": source.cache_dir, "revision": commit, "local_files_only": True}
         return original(repo, *arguments[:1], **(named | pinned))
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vlmcache.cache.weights import Tensor, read_header
 from vlmcache.errors import UnloadableError
-from vlmcache.load.device import CPU, module_of
+from vlmcache.load.device import CPU, full_name, module_of
 
 PIECE = 16 * 1024 * 1024
 """Bytes of one read and one copy."""
@@ -47,7 +47,7 @@ class _Piece(NamedTuple):
     """The part of a device's memory that it is copied to, as bytes."""
 
 
-def read(paths: Sequence[str], where: Mapping[str, str]) -> dict[str, Any]:
+def read_pinned(paths: Sequence[str], where: Mapping[str, str]) -> dict[str, Any]:
     """Return the tensors of safetensors files by name, each on its device.
 
     Args:
@@ -144,14 +144,10 @@ def _work(pieces: Iterator[_Piece], queues: Mapping[str, _Queue]) -> None:
         if busy is not None:
             busy.synchronize()
         _fill(memoryview(buffer.numpy())[:length], path, begin)
-        busy = queues[_name(target.device)].copy(target, buffer[:length])
+        busy = queues[full_name(str(target.device))].copy(target, buffer[:length])
     if busy is not None:
         # Memory that a copy still reads must not be freed.
         busy.synchronize()
-
-
-def _name(device: Any) -> str:
-    return CPU if device.type == CPU else f"{device.type}:{device.index or 0}"
 
 
 def _fill(view: memoryview, path: str, begin: int) -> None:

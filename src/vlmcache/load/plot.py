@@ -117,8 +117,7 @@ def _groups(report: LoadReport) -> list[tuple[str, list[Bar]]]:
 
 
 def _longest(groups: Sequence[tuple[str, list[Bar]]]) -> float:
-    lengths = (max(bar.seconds, bar.limit or 0.0) for _, bars in groups for bar in bars)
-    return max([0.01, *lengths])
+    return max([0.01, *(max(bar.seconds, bar.limit or 0.0) for _, bars in groups for bar in bars)])
 
 
 def _step(longest: float) -> float:

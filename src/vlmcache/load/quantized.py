@@ -190,9 +190,9 @@ def quantize(
     """
     from vlmcache.cache.free_memory import available_memory
     from vlmcache.load.explain import require_packages
-    from vlmcache.load.worker import run_child
+    from vlmcache.load.worker import Clock, run_child
 
-    clock = _Clock()
+    clock = Clock(time.monotonic())
     if precision not in QUANTIZED:
         raise UsageError(f"{precision} is not quantized", "--precision int8 or int4")
     home, _ = own_home(session.environment)
@@ -240,41 +240,22 @@ def quantize(
         if device == "cpu":
             check_fits(source, need.held, available_memory(), device)
         request = {"device": device, "logits": os.path.join(scratch, "logits")}
-        clock.begin("quantize")
-        quantized = {"task": "quantize", "source": msgspec.to_builtins(source), "folder": making}
-        run_child(request | quantized, source.model)
+        clock.lap("prepare")
+        run_child(
+            {"task": "quantize", "source": msgspec.to_builtins(source), "folder": making} | request,
+            source.model,
+        )
         phase_ended()
-        clock.begin("compare")
+        clock.lap("quantize")
         _compare(source, making, request)
         phase_ended()
-        clock.begin("keep")
+        clock.lap("compare")
         made = publish(home, making, source)
-    seconds, phases = clock.end()
-    return msgspec.structs.replace(plan, made=True, size=made.size, seconds=seconds, phases=phases)
-
-
-class _Clock:
-    """Measures the seconds of each phase of the work."""
-
-    def __init__(self) -> None:
-        self._begun = self._last = time.monotonic()
-        self._phases: dict[str, float] = {}
-
-    def begin(self, phase: str) -> None:
-        """Begin a phase, which ends the one before."""
-        self._lap()
-        self._phases[phase] = 0.0
-
-    def end(self) -> tuple[float, dict[str, float]]:
-        """Return the seconds of all phases, and of each."""
-        self._lap()
-        return self._last - self._begun, self._phases
-
-    def _lap(self) -> None:
-        now = time.monotonic()
-        for phase in list(self._phases)[-1:]:
-            self._phases[phase] = now - self._last
-        self._last = now
+    clock.lap("keep")
+    phases = {phase: taken for phase, taken in clock.phases.items() if phase != "prepare"}
+    return msgspec.structs.replace(
+        plan, made=True, size=made.size, seconds=clock.seconds, phases=phases
+    )
 
 
 @contextlib.contextmanager

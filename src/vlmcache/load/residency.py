@@ -12,8 +12,7 @@ from vlmcache.load import device as devices
 
 def model_devices(model: Any) -> list[str]:
     """Return the devices that hold the model's weights, as in `devices.names`."""
-    used = {str(tensor.device) for tensor in _tensors(model)}
-    return sorted(name if ":" in name or name == devices.CPU else f"{name}:0" for name in used)
+    return sorted({devices.full_name(str(tensor.device)) for tensor in _tensors(model)})
 
 
 def weights_memory(model: Any) -> int:

@@ -12,10 +12,9 @@ from typing import Any
 def wrong_shape(model: Any) -> str | None:
     """Return in words which quantized weight does not have its layer's shape; `None` for none."""
     for name, layer in model.named_modules():
-        weight = getattr(layer, "weight", None)
-        if weight is None or not hasattr(layer, "in_features"):
-            continue
-        if not type(weight).__module__.startswith("bitsan"):
+        weight: Any = getattr(layer, "weight", None)
+        is_quantized = type(weight).__module__.startswith("bitsan")
+        if not is_quantized or not hasattr(layer, "in_features"):
             continue
         state = getattr(weight, "quant_state", None)
         shape = tuple(weight.shape if state is None else state.shape)

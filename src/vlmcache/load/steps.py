@@ -26,7 +26,7 @@ OnStep = Callable[[Step], None]
 """Is called at the beginning of each step."""
 
 
-class Schedule:
+class TrialSchedule:
     """The trials that are planned and those that were made.
 
     They are counted by run (a model with a loader) and kind of load.

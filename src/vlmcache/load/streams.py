@@ -91,7 +91,9 @@ def nothing_reserved() -> Iterator[None]:
         setattr(modeling_utils, name, original)
 
 
-def read(loader: Loader, paths: Sequence[str], where: str | dict[str, Any]) -> dict[str, Any]:
+def read_weights(
+    loader: Loader, paths: Sequence[str], where: str | dict[str, Any]
+) -> dict[str, Any]:
     """Return the tensors of weight files by name.
 
     Args:
@@ -111,7 +113,7 @@ def read(loader: Loader, paths: Sequence[str], where: str | dict[str, Any]) -> d
     if loader == "pinned":
         from vlmcache.load import pinned
 
-        return pinned.read(paths, where)
+        return pinned.read_pinned(paths, where)
     device = str(next(iter(where.values())))
     return _runai(paths, device) if loader == "runai" else _fastsafetensors(paths, device)
 

@@ -152,7 +152,7 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def make(folder: str, config: dict[str, Any], seed: int = 0) -> int:
+def make_model(folder: str, config: dict[str, Any], seed: int = 0) -> int:
     """Write a model of a configuration with random bfloat16 weights; return the weights' bytes.
 
     The values repeat one block of random numbers, shifted for each tensor: a disk has as many bytes

@@ -182,7 +182,7 @@ def _disturbance_since(
     before: disturbance.Counters, counted: dict[str, Any]
 ) -> disturbance.Disturbance:
     """Return what other processes did during a load, by what its process counted at the end."""
-    return disturbance.measure(
+    return disturbance.disturbance_between(
         before,
         msgspec.convert(counted["after"], disturbance.Counters),
         seconds=counted["seconds"],

@@ -9,7 +9,6 @@ from datetime import datetime
 from vlmcache.load.report import (
     PHASES,
     Change,
-    DevicePeak,
     LoadReport,
     Result,
     Spread,
@@ -141,11 +140,9 @@ def _reading(result: Result) -> str:
 
 def _device_lines(result: Result) -> Iterator[tuple[str, str]]:
     """Yield the most that each device held, and what that includes."""
-    by_device: dict[str, list[DevicePeak]] = {}
-    for trial in result.trials:
-        for peak in trial.device_peaks if trial.valid else ():
-            by_device.setdefault(peak.device, []).append(peak)
-    for device, peaks in by_device.items():
+    of_all = [peak for trial in result.trials if trial.valid for peak in trial.device_peaks]
+    for device in dict.fromkeys(peak.device for peak in of_all):
+        peaks = [peak for peak in of_all if peak.device == device]
         reserved = max((peak.reserved for peak in peaks if peak.reserved), default=None)
         used = max((peak.used for peak in peaks if peak.used), default=None)
         text = f"{size_text(max(peak.allocated for peak in peaks))} of tensors at most"
@@ -191,9 +188,10 @@ def trial_text(trial: Trial) -> str:
 
 def fastest(results: Sequence[Result]) -> Iterator[str]:
     """Yield how each model loads fastest, cold and warm, and how much longer it takes otherwise."""
-    by_model: dict[str, list[Result]] = {}
-    for result in results:
-        by_model.setdefault(result.model, []).append(result)
+    by_model = {
+        result.model: [other for other in results if other.model == result.model]
+        for result in results
+    }
     for model, results_of_model in by_model.items():
         for temperature in ("cold", "warm"):
             timed = sorted(

@@ -147,8 +147,12 @@ def _error_fields(error: VlmcacheError) -> dict[str, Any]:
     return {"code": error.code, "message": error.message, "hint": error.hint}
 
 
-class _Clock:
-    """Measures the seconds of each phase, one after another, from the start of the process."""
+class Clock:
+    """Measures the seconds of phases that follow each other.
+
+    Args:
+        started: when the first one began, of the monotonic clock.
+    """
 
     def __init__(self, started: float) -> None:
         self.phases: dict[str, float] = {}
@@ -177,7 +181,7 @@ class _Clock:
 
 
 def _trial(request: dict[str, Any]) -> dict[str, Any]:
-    clock = _Clock(request["started"])
+    clock = Clock(request["started"])
     clock.lap("start")
     ahead = None
     if request["loader"] == "readahead":
@@ -223,7 +227,7 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
         answer |= _processor(source)
         if request["again"]:
             del model
-            again = _Clock(time.monotonic())
+            again = Clock(time.monotonic())
             model = _load(source, request | {"temperature": "hot"}, again, None, [])
             answer["again"] = {
                 "phases": again.phases,
@@ -245,7 +249,7 @@ def _counted(seconds: float) -> dict[str, Any]:
 def _load(
     source: Any,
     request: dict[str, Any],
-    clock: _Clock,
+    clock: Clock,
     ahead: reader.ReadAhead | None,
     notes: list[str],
 ) -> Any:
@@ -276,7 +280,7 @@ def _load(
 
 
 @contextlib.contextmanager
-def _timed_weights(clock: _Clock) -> Iterator[None]:
+def _timed_weights(clock: Clock) -> Iterator[None]:
     """Measure how much of building is spent on weights; the rest is the bare model.
 
     transformers offers no such figure. In a version without the function that loads the weights,
@@ -297,14 +301,14 @@ def _timed_weights(clock: _Clock) -> Iterator[None]:
         return call
 
     name = "_load_pretrained_model"
-    original, read = PreTrainedModel.__dict__.get(name), streams.read
+    original, read = PreTrainedModel.__dict__.get(name), streams.read_weights
     if isinstance(original, staticmethod):
         setattr(PreTrainedModel, name, staticmethod(timed(original.__func__)))
-    setattr(streams, "read", timed(read))  # noqa: B010
+    setattr(streams, "read_weights", timed(read))  # noqa: B010
     try:
         yield
     finally:
-        setattr(streams, "read", read)  # noqa: B010
+        setattr(streams, "read_weights", read)  # noqa: B010
         if isinstance(original, staticmethod):
             setattr(PreTrainedModel, name, original)
 
@@ -386,10 +390,12 @@ def _keeps_bytecode() -> bool:
     return all(map(os.path.isfile, paths))
 
 
-def _quantize(request: dict[str, Any]) -> dict[str, Any]:
+@contextlib.contextmanager
+def _built(request: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the source of a request and its model; errors of the libraries are explained."""
     import msgspec
 
-    from vlmcache.load import models, outcome, residency
+    from vlmcache.load import models, residency
     from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
@@ -397,6 +403,13 @@ def _quantize(request: dict[str, Any]) -> dict[str, Any]:
     with explained(source):
         model = models.build_model(source, request["device"])
         residency.touch_all_weights(model)
+        yield source, model
+
+
+def _quantize(request: dict[str, Any]) -> dict[str, Any]:
+    from vlmcache.load import models, outcome
+
+    with _built(request) as (source, model):
         models.refuse_non_finite(source, model)
         # It is saved before it computes, for which some kernels rearrange the weights.
         model.save_pretrained(request["folder"])
@@ -414,20 +427,13 @@ def _quantize(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compare(request: dict[str, Any]) -> dict[str, Any]:
-    import msgspec
+    from vlmcache.load import outcome
 
-    from vlmcache.load import models, outcome, residency
-    from vlmcache.load.explain import explained
-    from vlmcache.load.source import ModelFiles
-
-    source = msgspec.convert(request["source"], ModelFiles)
-    with explained(source):
-        model = models.build_model(source, request["device"])
-        residency.touch_all_weights(model)
+    with _built(request) as (_, model):
         return {"difference": outcome.difference(model, request["logits"])}
 
 
 def _synthesize(request: dict[str, Any]) -> dict[str, Any]:
     from vlmcache.load import synthetic
 
-    return {"bytes": synthetic.make(request["folder"], request["config"])}
+    return {"bytes": synthetic.make_model(request["folder"], request["config"])}

@@ -27,7 +27,7 @@ from vlmcache.commands.backup.compression import (
     Compression,
     Decompressed,
     compression_of,
-    opened,
+    decompressed,
 )
 from vlmcache.commands.backup.tar import MANIFEST, Reader, TarManifest
 from vlmcache.commands.backup.values import Backup, BackupError, BackupOptions
@@ -149,7 +149,7 @@ def test_what_is_compressed_comes_back(form: Compression, blocks: list[bytes], a
     for block in [*blocks, bytes(1024)]:
         assert compressed.write(block) == len(block)
     compressed.finish()
-    stream, found = opened(io.BytesIO(sink.getvalue()))
+    stream, found = decompressed(io.BytesIO(sink.getvalue()))
     assert found == form
     assert isinstance(stream, Decompressed)
     assert b"".join(iter(lambda: stream.read(asked), b"")) == b"".join(blocks) + bytes(1024)

@@ -158,9 +158,9 @@ class Arrivals:
         resumed: bool,
     ) -> int:
         final = layout.blob_path(self._home, name)
-        partial = final + layout.PARTIAL_SUFFIX
+        unfinished = final + layout.PARTIAL_SUFFIX
         unique = f".{name}.{uuid.uuid4().hex[:8]}.new"
-        place = partial if resumed else layout.blob_path(self._home, unique)
+        place = unfinished if resumed else layout.blob_path(self._home, unique)
         try:
             taken = self._fill(place, blob, source, moved)
         except BaseException:
@@ -169,7 +169,7 @@ class Arrivals:
             raise
         self._tree.rename(place, final)
         # Nothing needs or writes an interrupted download now: its lock is held here.
-        discard_partials(self._tree, partial, name)
+        discard_partials(self._tree, unfinished, name)
         return taken
 
     def _fill(

@@ -204,13 +204,12 @@ class _Rejoined:
         """Return False."""
         return False
 
-    def read(self, count: int = -1) -> bytes:
-        """Return the next bytes, beginning with those that were read already."""
+    def read(self, count: int) -> bytes:
+        """Return at most so many of the next bytes, first those that were read already."""
         if not self._begin:
             return self._stream.read(count)
-        end = len(self._begin) if count < 0 else count
-        block, self._begin = self._begin[:end], self._begin[end:]
-        return block + self._stream.read() if count < 0 else block
+        block, self._begin = self._begin[:count], self._begin[count:]
+        return block
 
 
 def compression_in(begin: bytes) -> Compression | None:
@@ -218,7 +217,7 @@ def compression_in(begin: bytes) -> Compression | None:
     return next((form for magic, form in _MAGIC.items() if begin.startswith(magic)), None)
 
 
-def opened(stream: IO[bytes]) -> tuple[Any, Compression | None]:
+def decompressed(stream: IO[bytes]) -> tuple[Any, Compression | None]:
     """Return the content of a tar stream, and how the stream is compressed.
 
     Raises:

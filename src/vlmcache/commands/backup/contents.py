@@ -134,13 +134,13 @@ def plan_saving(repo: Repo, commits: frozenset[str] | None, opener: Opener) -> S
             if revision.tree is not None and revision.commit in snapshots
         },
     )
-    problem = problem_of(saved)
+    problem = restore_problem(saved)
     if problem is not None:
         raise BackupError(f"{saved.name} cannot be backed up: {problem}")
     return Saving(saved, sources, opener)
 
 
-def problem_of(repo: SavedRepo) -> str | None:
+def restore_problem(repo: SavedRepo) -> str | None:
     """Return why a repo must not be restored, or `None` if it can be."""
     if repo.type not in layout.KINDS.values() or not layout.is_repo_id(repo.id):
         return f"{short_text(repo.id)} is not a repo id"
@@ -149,10 +149,11 @@ def problem_of(repo: SavedRepo) -> str | None:
             return f"{short_text(name)} is not a blob that can be checked"
         if layout.is_etag(name) and name != blob.hash:
             return f"the blob {name} is said to have another hash"
-    snapshots = [(commit, files, True) for commit, files in repo.snapshots.items()]
-    trees = [(commit, files, False) for commit, files in repo.trees.items()]
-    names: list[tuple[str, Collection[str], bool]] = [*snapshots, *trees]
-    for commit, listed, written in names:
+    listings: list[tuple[str, Collection[str], bool]] = [
+        *((commit, files, True) for commit, files in repo.snapshots.items()),
+        *((commit, files, False) for commit, files in repo.trees.items()),
+    ]
+    for commit, listed, written in listings:
         if layout.COMMIT.fullmatch(commit) is None:
             return f"{short_text(commit)} is not a commit"
         problem = layout.listing_problem(listed, written=written)

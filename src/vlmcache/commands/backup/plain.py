@@ -16,9 +16,15 @@ from vlmcache.cache.hashing import BLOCK
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.cache.scan_repo import parse_listing
 from vlmcache.cache.state import TreeFile
-from vlmcache.commands.backup.compression import opened
-from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, problem_of
-from vlmcache.commands.backup.tar import FORMS, TAR_ERRORS, Archive, Header, content_of
+from vlmcache.commands.backup.compression import decompressed
+from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, restore_problem
+from vlmcache.commands.backup.tar import (
+    FORMS,
+    TAR_ERRORS,
+    LimitedArchive,
+    LimitedHeader,
+    member_content,
+)
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.errors import reason_of
 from vlmcache.units import short_text
@@ -33,7 +39,7 @@ _FOLDERS = [[layout.BLOBS], [layout.REFS], [layout.TREES], [layout.SNAPSHOTS]]
 _LINKS = frozenset({tarfile.SYMTYPE, tarfile.LNKTYPE})
 
 
-class _AnyHeader(Header):
+class _AnyHeader(LimitedHeader):
     """A header of an archive that may hold folders, pipes and the like; they are left out."""
 
     def _check_kind(self) -> None:
@@ -62,12 +68,14 @@ class PlainReader:
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
-        stream, compression = opened(stream)
+        stream, compression = decompressed(stream)
         self.form = FORMS[compression]
         self._stream = stream
         mode: Literal["r:", "r|"] = "r:" if stream.seekable() else "r|"
         try:
-            self._tar = Archive.open(fileobj=stream, mode=mode, bufsize=BLOCK, tarinfo=_AnyHeader)
+            self._tar = LimitedArchive.open(
+                fileobj=stream, mode=mode, bufsize=BLOCK, tarinfo=_AnyHeader
+            )
         except TAR_ERRORS as error:
             raise BackupError(f"not a tar: {reason_of(error)}") from error
 
@@ -104,7 +112,7 @@ class PlainReader:
         Raises:
             BackupError: the tar ends within it.
         """
-        return content_of(self._tar, info)
+        return member_content(self._tar, info)
 
     def close(self) -> None:
         """Leave the stream alone from here on."""
@@ -155,7 +163,7 @@ class PlainIndex:
         )
         if not self.repos:
             raise BackupError("neither a backup of vlmcache nor a tar of a hub cache")
-        for problem in filter(None, map(problem_of, self.repos)):
+        for problem in filter(None, map(restore_problem, self.repos)):
             raise BackupError(f"the tar must not be restored: {problem}")
 
     def _add(self, number: int, info: tarfile.TarInfo, reader: PlainReader) -> None:

@@ -26,7 +26,12 @@ from vlmcache.cache import layout
 from vlmcache.cache.hashing import BLOCK, Opener, new_hash
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.cache.state import TreeFile
-from vlmcache.commands.backup.contents import RestoreSelection, SavedBlob, SavedRepo, problem_of
+from vlmcache.commands.backup.contents import (
+    RestoreSelection,
+    SavedBlob,
+    SavedRepo,
+    restore_problem,
+)
 from vlmcache.commands.backup.remote import Place
 from vlmcache.commands.backup.values import BackupError, damaged
 from vlmcache.errors import UsageError, reason_of
@@ -257,7 +262,7 @@ class Store:
         refs = self.refs(list(selection))
         manifests = self.manifests(list(selection))
         repos = [union(manifests[folder], refs[folder]) for folder in selection]
-        for problem in filter(None, map(problem_of, repos)):
+        for problem in filter(None, map(restore_problem, repos)):
             raise BackupError(
                 f"the store must not be restored: {problem}",
                 "other models can be restored by name",

@@ -23,8 +23,8 @@ from vlmcache.cache.hashing import BLOCK, new_hash
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.change import place
 from vlmcache.commands.backup.arrivals import Arrivals
-from vlmcache.commands.backup.compression import Compressed, Compression, Decompressed, opened
-from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, Saving, problem_of
+from vlmcache.commands.backup.compression import Compressed, Compression, Decompressed, decompressed
+from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, Saving, restore_problem
 from vlmcache.commands.backup.values import BackupError, Form, damaged
 from vlmcache.errors import reason_of
 from vlmcache.units import short_text
@@ -224,17 +224,17 @@ def _not_ours(problem: str) -> BackupError:
     return error
 
 
-class Archive(tarfile.TarFile):
+class LimitedArchive(tarfile.TarFile):
     """An archive whose headers are limited to what a backup can need."""
 
     extensions = 0
     """Extended headers that were read for the next member."""
 
 
-class Header(tarfile.TarInfo):
+class LimitedHeader(tarfile.TarInfo):
     """A header of an archive; tarfile itself reads extended ones of any length into memory."""
 
-    def _proc_member(self, archive: Archive) -> tarfile.TarInfo:
+    def _proc_member(self, archive: LimitedArchive) -> tarfile.TarInfo:
         if self.type in _EXTENDED:
             archive.extensions += 1
             if not 0 <= self.size <= _HEADER_LIMIT or archive.extensions > _MOST_EXTENDED:
@@ -252,7 +252,7 @@ class Header(tarfile.TarInfo):
         raise BackupError(f"the backup holds {short_text(self.name)}, which has holes")
 
 
-def content_of(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[bytes]:
+def member_content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[bytes]:
     """Yield the content of the member that was read last; nothing if it has none.
 
     Raises:
@@ -278,20 +278,22 @@ class Reader:
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._content_stream, compression = opened(stream)
+        self._content_stream, compression = decompressed(stream)
         self.form = FORMS[compression]
         """The kind of tar stream."""
         stream = self._content_stream
         try:
             # In a seekable stream, members that need not be restored are skipped.
             mode: Literal["r:", "r|"] = "r:" if stream.seekable() else "r|"
-            self._tar = Archive.open(fileobj=stream, mode=mode, bufsize=BLOCK, tarinfo=Header)
+            self._tar = LimitedArchive.open(
+                fileobj=stream, mode=mode, bufsize=BLOCK, tarinfo=LimitedHeader
+            )
             first = self._tar.next()
             if first is None or first.name != MANIFEST or not first.isreg():
                 raise _not_ours("not a backup of vlmcache: its first member is not a manifest")
             if first.size > _MANIFEST_LIMIT:
                 raise BackupError("not a backup that makes sense: its manifest is too long")
-            content = b"".join(content_of(self._tar, first))
+            content = b"".join(member_content(self._tar, first))
             if first.pax_headers.get(_MANIFEST_HASH, digest := _sha256(content)) != digest:
                 raise BackupError("the backup is damaged: its manifest is not what its hash says")
             self.manifest = msgspec.json.decode(content, type=TarManifest)
@@ -302,7 +304,7 @@ class Reader:
         folders = [repo.folder.casefold() for repo in self.manifest.repos]
         if len(set(folders)) < len(folders):
             raise BackupError("the backup names a repo twice")
-        for problem in filter(None, map(problem_of, self.manifest.repos)):
+        for problem in filter(None, map(restore_problem, self.manifest.repos)):
             raise BackupError(f"the backup must not be restored: {problem}")
 
     def restore(
@@ -389,7 +391,7 @@ class Reader:
         Raises:
             BackupError: the stream ends within it.
         """
-        return content_of(self._tar, info)
+        return member_content(self._tar, info)
 
     def _promised(self, repo: SavedRepo) -> Iterator[tuple[_Member, tarfile.TarInfo]]:
         """Yield the members of a repo as they come, compared with what the manifest promises."""
