@@ -122,7 +122,7 @@ def sharded_weights_load() -> None:
     assert torch.equal(models.first_token(model), models.first_token(plain("qwen2", "fp32")))
 
 
-def missing_weights_are_told() -> None:
+def missing_weights_are_reported() -> None:
     with raises(DamagedWeightsError, "are not in its files: model.layers.1"):
         vlmcache.load_model("tiny/lacking", "fp32", "cpu")
 
@@ -147,7 +147,7 @@ def a_tokenizer_is_returned() -> None:
     assert processor("a b")["input_ids"] == [3, 4]
 
 
-def a_vision_model_with_but_a_tokenizer_has_that() -> None:
+def a_vision_model_with_only_a_tokenizer_has_that() -> None:
     _, processor = vlmcache.load_model("tiny/vision-with-tokenizer", "fp32", "cpu")
     assert processor("a b")["input_ids"] == [3, 4]
 
@@ -259,7 +259,7 @@ def decoding_is_warmed_up_before_it_is_timed() -> None:
     assert counts == [worker._WARM_UP, 1, 20]
 
 
-def an_absent_device_is_told() -> None:
+def an_absent_device_is_reported() -> None:
     with raises(NoDeviceError, "no device 'cuda:7'") as error:
         vlmcache.load_model("tiny/qwen2", "fp32", "cuda:7")
     assert "cpu" in str(error[0].hint)
@@ -270,7 +270,7 @@ def a_quantized_model_is_not_quantized_again() -> None:
         vlmcache.load_model("tiny/quantized", "int4", "cpu")
 
 
-def bitsandbytes_says_nothing_of_no_use() -> None:
+def bitsandbytes_prints_nothing_useless() -> None:
     said = io.StringIO()
     handler = logging.StreamHandler(said)
     logging.getLogger("bitsandbytes").addHandler(handler)
@@ -279,7 +279,7 @@ def bitsandbytes_says_nothing_of_no_use() -> None:
     assert said.getvalue() == forks.SAID.getvalue() == ""
 
 
-def collecting_goes_on_after_a_load() -> None:
+def collecting_continues_after_a_load() -> None:
     vlmcache.load_model("tiny/qwen2", "fp32", "cpu")
     assert gc.isenabled()
 
@@ -326,19 +326,19 @@ def checks(which: str, *pairs: str) -> Iterator[tuple[str, Callable[[], None]]]:
     for check in (
         own_code_runs_only_when_allowed,
         sharded_weights_load,
-        missing_weights_are_told,
+        missing_weights_are_reported,
         a_processor_needs_no_torchvision_for_images_and_text,
         a_tokenizer_is_returned,
-        a_vision_model_with_but_a_tokenizer_has_that,
+        a_vision_model_with_only_a_tokenizer_has_that,
         the_class_that_the_configuration_names_is_loaded,
         tokens_that_cannot_be_generated_are_no_failure,
         plain_leaves_the_collector_alone_and_named_loaders_do_not,
         what_a_loader_reads_while_the_model_is_built_counts_as_reading,
         decoding_is_warmed_up_before_it_is_timed,
-        an_absent_device_is_told,
+        an_absent_device_is_reported,
         a_quantized_model_is_not_quantized_again,
-        bitsandbytes_says_nothing_of_no_use,
-        collecting_goes_on_after_a_load,
+        bitsandbytes_prints_nothing_useless,
+        collecting_continues_after_a_load,
         every_weight_is_resident_afterwards,
         the_use_is_remembered,
     ):

@@ -218,7 +218,7 @@ def source_in(folder: Path, **changes: Any) -> ModelFiles:
     return msgspec.structs.replace(source, **changes)
 
 
-def test_disturbed_trials_are_repeated_as_many_times_again_at_most(
+def test_at_most_as_many_trials_again_replace_disturbed_ones(
     measuring: bench._Bench, tmp_path: Path
 ) -> None:
     measuring.options = LoadTestOptions(trials=3, cold=False)

@@ -188,7 +188,9 @@ def test_the_torchvision_to_install_is_the_one_of_the_installed_torch(
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4", "fp16"])
-def test_what_does_not_fit_is_told_no_precision_that_takes_more(precision: str) -> None:
+def test_no_hint_for_a_model_that_does_not_fit_names_a_precision_that_takes_more(
+    precision: str,
+) -> None:
     import msgspec
 
     source = msgspec.structs.replace(SOURCE, precision=precision)

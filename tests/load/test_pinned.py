@@ -149,7 +149,7 @@ def test_a_tensor_goes_to_the_device_of_the_longest_module_that_it_is_in() -> No
     assert {name: pinned._device_of(name, where) for name in names} == names
 
 
-def test_a_type_that_torch_lacks_is_told(tmp_path: Path) -> None:
+def test_a_type_that_torch_does_not_have_is_reported(tmp_path: Path) -> None:
     header = {"w": {"dtype": "F8_E8M0", "shape": [4], "data_offsets": [0, 4]}}
     encoded = json.dumps(header).encode()
     path = tmp_path / "model.safetensors"
@@ -168,7 +168,7 @@ def test_a_type_that_torch_lacks_is_told(tmp_path: Path) -> None:
         ("runai", True, False, (200, 0)),
     ],
 )
-def test_what_a_loader_takes_beside_the_model_is_known(
+def test_the_memory_that_a_loader_takes_in_addition_to_the_model_is_known(
     loader: Any, converted: bool, on_device: bool, extra: tuple[int, int]
 ) -> None:
     found = streams.extra_memory(loader, 100, converted=converted, on_device=on_device)

@@ -67,7 +67,7 @@ STEP = Step(
 )
 
 
-def test_lines_say_the_trial_the_time_that_went_by_the_time_left_and_the_figures() -> None:
+def test_lines_show_the_trial_the_elapsed_time_the_time_left_and_the_figures() -> None:
     shown = progressing(STEP, elapsed=20.0, since=5.0)
     assert shown.lines(80, BAR) == [
         "cold load of org/model bf16, readahead",

@@ -245,7 +245,7 @@ def test_a_copy_that_is_set_aside_is_not_used_and_status_says_why(world: World) 
 
 
 @pytest.mark.parametrize("kind", UnloadableError.__subclasses__())
-def test_only_failures_that_can_be_the_copys_are_held_against_it(
+def test_only_failures_that_can_be_the_copys_fault_count_against_it(
     tmp_path: Path, kind: type[UnloadableError]
 ) -> None:
     snapshot = source(tmp_path)
@@ -272,7 +272,7 @@ def test_no_hint_names_a_precision_that_is_refused_or_was_tried(
     assert [word in named for word in ("fp16", "int8", "int4")] == [False, False, smaller]
 
 
-def test_the_plan_of_a_removal_names_the_copies_that_go(world: World) -> None:
+def test_the_plan_of_a_removal_names_the_copies_that_are_removed(world: World) -> None:
     commit = world.cache.repo("org/name").revision({"config.json": b"{}"})
     kept = keep(world.root / "own", source(world.root, commit))
     keep(world.root / "own", source(world.root, OTHER))

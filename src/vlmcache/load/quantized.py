@@ -190,9 +190,9 @@ def quantize(
     """
     from vlmcache.cache.free_memory import available_memory
     from vlmcache.load.explain import require_packages
-    from vlmcache.load.worker import Clock, run_child
+    from vlmcache.load.worker import PhaseClock, run_child
 
-    clock = Clock(time.monotonic())
+    clock = PhaseClock(time.monotonic())
     if precision not in QUANTIZED:
         raise UsageError(f"{precision} is not quantized", "--precision int8 or int4")
     home, _ = own_home(session.environment)

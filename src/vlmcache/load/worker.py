@@ -147,7 +147,7 @@ def _error_fields(error: VlmcacheError) -> dict[str, Any]:
     return {"code": error.code, "message": error.message, "hint": error.hint}
 
 
-class Clock:
+class PhaseClock:
     """Measures the seconds of phases that follow each other.
 
     Args:
@@ -181,7 +181,7 @@ class Clock:
 
 
 def _trial(request: dict[str, Any]) -> dict[str, Any]:
-    clock = Clock(request["started"])
+    clock = PhaseClock(request["started"])
     clock.lap("start")
     ahead = None
     if request["loader"] == "readahead":
@@ -227,7 +227,7 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
         answer |= _processor(source)
         if request["again"]:
             del model
-            again = Clock(time.monotonic())
+            again = PhaseClock(time.monotonic())
             model = _load(source, request | {"temperature": "hot"}, again, None, [])
             answer["again"] = {
                 "phases": again.phases,
@@ -249,7 +249,7 @@ def _counted(seconds: float) -> dict[str, Any]:
 def _load(
     source: Any,
     request: dict[str, Any],
-    clock: Clock,
+    clock: PhaseClock,
     ahead: reader.ReadAhead | None,
     notes: list[str],
 ) -> Any:
@@ -280,7 +280,7 @@ def _load(
 
 
 @contextlib.contextmanager
-def _timed_weights(clock: Clock) -> Iterator[None]:
+def _timed_weights(clock: PhaseClock) -> Iterator[None]:
     """Measure how much of building is spent on weights; the rest is the bare model.
 
     transformers offers no such figure. In a version without the function that loads the weights,
