@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks import quiet
 from benchmarks.pages import written
 from benchmarks.pairs import Row, Setting, machine, table
-from vlmcache.units import parse_size
+from vlmcache.units import counted, parse_size
 
 PARTS = {
     "help": "inspection:help_rows",
@@ -94,7 +94,8 @@ def main() -> None:
             rows += measured
             print(table(measured), file=sys.stderr)
             print(f"{part}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-        text = f"{machine()}; {time.strftime('%Y-%m-%d')}, {given.pairs} pairs.\n\n{table(rows)}"
+        pairs = counted(given.pairs, "pair")
+        text = f"{machine()}; {time.strftime('%Y-%m-%d')}, {pairs}.\n\n{table(rows)}"
         print(text)
         if given.write:
             PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")

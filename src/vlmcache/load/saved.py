@@ -62,7 +62,9 @@ def check_targets(*paths: str | None) -> None:
             continue
         folder = os.path.dirname(os.path.abspath(path))
         if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
-            raise UsageError(f"{path}: cannot be written there", "name a file in a folder of yours")
+            raise UsageError(
+                f"{path}: cannot be written there", "name a file in an existing folder of yours"
+            )
 
 
 def save_report(path: str, report: LoadReport) -> LoadReport:
