@@ -1,10 +1,10 @@
-"""All of the project's figures, side by side with the peers, in one table.
+"""All figures of the project, compared with the peers, in one table.
 
     python -m benchmarks [PART …]
 
-Run it from the project's folder, on a quiet machine. Every row is the median of pairs of runs, one
-of each side after the other; the ratio is that of ours to the other's time, memory or bytes. Before
-each pair it waits, within bounds, until the machine is quiet.
+Run it from the project's folder, on a quiet machine. Each row is the median of pairs of runs, one
+of each side; the ratio is our time, memory or bytes divided by the other's. Before each pair it
+waits, within bounds, until the machine is quiet.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 
 from benchmarks import quiet
+from benchmarks.pages import written
 from benchmarks.pairs import Row, Setting, machine, table
-from vlmcache.units import parse_size
+from vlmcache.units import counted, parse_size
 
 PARTS = {
     "help": "inspection:help_rows",
@@ -52,16 +53,6 @@ SIZES = {
     "fleet": 2_000_000_000,
 }
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->\n"
-
-
-def written(page: str, text: str) -> str:
-    """Return a page with a text between its marks."""
-    before, found, rest = page.partition(BEGIN)
-    after = rest.partition(END)
-    if not found or not after[1]:
-        raise SystemExit(f"{PAGE} has no place for the table: {BEGIN.strip()} … {END.strip()}")
-    return f"{before}{BEGIN}\n{text}\n\n{END}{after[2]}"
 
 
 def main() -> None:
@@ -69,18 +60,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument(
+        "parts", nargs="*", default=list(PARTS), help=f"rows to measure: {', '.join(PARTS)}"
+    )
     parser.add_argument("--size", type=parse_size, help="bytes to pull, verify and back up")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long to watch")
+    parser.add_argument("--pairs", type=int, default=5, help="pairs of runs that count")
+    parser.add_argument("--seconds", type=float, default=30.0, help="seconds to watch")
     parser.add_argument(
         "--wait",
         type=float,
         default=quiet.LONGEST_IN_ALL,
-        help="seconds to wait in all for a quiet machine",
+        help="seconds to wait for a quiet machine, over all pairs",
     )
-    parser.add_argument("--folder", help="where to work; a folder on the disk to be measured")
-    parser.add_argument("--save", type=Path, help="a file for the figures of every run, as JSON")
+    parser.add_argument("--folder", help="folder to work in, on the disk to be measured")
+    parser.add_argument("--save", type=Path, help="file for the figures of every run, as JSON")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     given = parser.parse_args()
     unknown = [part for part in given.parts if part not in PARTS]
@@ -97,21 +90,22 @@ def main() -> None:
                 size = given.size or SIZES.get(part, 0)
                 setting = Setting(Path(folder), Path(common), size, given.pairs, given.seconds)
                 module, _, name = PARTS[part].partition(":")
-                found = getattr(importlib.import_module(f"benchmarks.{module}"), name)(setting)
-            rows += found
-            print(table(found), file=sys.stderr)
+                measured = getattr(importlib.import_module(f"benchmarks.{module}"), name)(setting)
+            rows += measured
+            print(table(measured), file=sys.stderr)
             print(f"{part}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-        text = f"{machine()}; {time.strftime('%Y-%m-%d')}, {given.pairs} pairs.\n\n{table(rows)}"
+        pairs = counted(given.pairs, "pair")
+        text = f"{machine()}; {time.strftime('%Y-%m-%d')}, {pairs}.\n\n{table(rows)}"
         print(text)
         if given.write:
             PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
         if given.save is not None:
-            kept = {
+            figures = {
                 "machine": machine(),
                 "load_average": busy,
                 "rows": [row._asdict() for row in rows],
             }
-            given.save.write_text(json.dumps(kept, indent=1) + "\n")
+            given.save.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`vlmcache backup` to a file beside `tar -cf` of the same cache; both bring it to the disk."""
+"""`vlmcache backup` to a file compared with `tar -cf` of the same cache, both until on the disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rows(setting: Setting) -> list[Row]:
         return timed(command, variables)
 
     tar = f"tar -cf {saved} -C {cache} . && sync {saved}"
-    found = rounds(
+    runs = rounds(
         {
             "ours": lambda: run([OURS[0], "backup", str(saved), "-q"]),
             "tar": lambda: run(["sh", "-c", tar]),
@@ -32,4 +32,4 @@ def rows(setting: Setting) -> list[Row]:
         setting.pairs,
     )
     what = f"backup of {setting.size / 1e9:g} GB, every byte hashed"
-    return [values_row(what, found["ours"], found["tar"], 0.8, "tar -cf", found.busy)]
+    return [values_row(what, runs["ours"], runs["tar"], 0.8, "tar -cf", runs.busy)]

@@ -1,7 +1,7 @@
-"""`vlmcache fleet pull` to four nodes beside four `hf download`s, all from one slow hub.
+"""`vlmcache fleet pull` to four nodes compared with four `hf download`s, all from one slow hub.
 
-The nodes are those of a Ray cluster on this machine, each with a cache of its own; the hub sends so
-many bytes per second in all. The cluster runs before and after what is measured.
+The nodes are those of a Ray cluster on this machine, each with a cache of its own; the hub's rate
+is limited in all. Starting and stopping the cluster is not measured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def rows(setting: Setting) -> list[Row]:
         variables = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         (where / "nodes").mkdir()
         with ray_cluster(where / "nodes", *NODES, environment=variables) as cluster:
-            found = rounds(
+            runs = rounds(
                 {"ours": lambda: _ours(cluster, url), "peer": lambda: _peers(url, where)},
                 setting.pairs,
             )
@@ -39,7 +39,7 @@ def rows(setting: Setting) -> list[Row]:
         f"the hub limited to {RATE // 1_000_000} MB/s in all"
     )
     name = f"{len(NODES)} x {PEER_NAME}"
-    return [values_row(what, found["ours"], found["peer"], TARGET, name, found.busy)]
+    return [values_row(what, runs["ours"], runs["peer"], TARGET, name, runs.busy)]
 
 
 def _ours(cluster: RayCluster, url: str) -> float:

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from benchmarks.fault_cases import CASES, REPO, WEIGHTS, Case
-from benchmarks.pairs import machine
-from benchmarks.pull import SCRIPTS, environment
+from benchmarks.pairs import BIN, machine
+from benchmarks.pull import environment
 from tests.kit.contents import Content, Synthetic
 from tests.kit.counts import write_counts
 from tests.kit.disks import NOBODY, becoming
@@ -41,18 +41,23 @@ SLACK = 2.0
 
 
 class End(NamedTuple):
-    """How a run ended: `None` for one that was ended after the cap."""
+    """How a run ended."""
 
     code: int | None
+    """The exit code; `None` for a run that was ended at the cap."""
     right: bool
+    """Whether all bytes are right."""
     seconds: float
-    said: str
+    last_line: str
+    """The last line of stderr, an error if there is one."""
 
     @property
     def good(self) -> bool:
+        """Whether it ended with exit 0 and the right bytes."""
         return self.code == 0 and self.right
 
     def cells(self, cap: float) -> str:
+        """Return its cells of the table."""
         code = "–" if self.code is None else str(self.code)
         seconds = f"> {cap:g}" if self.code is None else f"{self.seconds:.1f}"
         return f"{code} | {'yes' if self.right else 'no'} | {seconds}"
@@ -62,7 +67,7 @@ class End(NamedTuple):
 
 
 def serve(case: Case, folder: Path) -> None:
-    """Serve a case: print what a client needs, and break once a line was read."""
+    """Serve a case: print what a client needs, and arm the fault when a line is read."""
     with contextlib.ExitStack() as stack:
         variables = {"HF_HUB_DISABLE_XET": "1"}
         authority = Authority(folder / "tls") if case.tls else None
@@ -108,7 +113,7 @@ def served(case: Case, folder: Path) -> Iterator[subprocess.Popen[str]]:
             yield hub
         finally:
             assert hub.stdin is not None
-            # The end of its input is its own end, and that of the proxy that it has started.
+            # At the end of its input it ends, and so does the proxy that it has started.
             hub.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 hub.wait(20)
@@ -121,10 +126,10 @@ def served(case: Case, folder: Path) -> Iterator[subprocess.Popen[str]]:
 def command(side: Side, case: Case) -> list[str]:
     if side == "hf":
         kind = [] if case.kind == "model" else ["--repo-type", case.kind]
-        alone = [str(SCRIPTS / "hf"), "download", REPO, *kind, *case.options, "--quiet"]
+        alone = [str(BIN / "hf"), "download", REPO, *kind, *case.options, "--quiet"]
         if not case.others:
             return alone
-        each = f"{SCRIPTS / 'hf'} download $name --quiet || code=$?"
+        each = f"{BIN / 'hf'} download $name --quiet || code=$?"
         return [
             "sh",
             "-c",
@@ -135,32 +140,32 @@ def command(side: Side, case: Case) -> list[str]:
         ]
     name = REPO if case.kind == "model" else f"{case.kind}s/{REPO}"
     which = "--all" if case.others else name
-    return [str(SCRIPTS / "vlmcache"), "pull", which, "--all-files", *case.options, "-q"]
+    return [str(BIN / "vlmcache"), "pull", which, "--all-files", *case.options, "-q"]
 
 
 def run(side: Side, case: Case, cap: float) -> End:
-    """Let one client meet one fault."""
+    """Run one client with one fault."""
     with tempfile.TemporaryDirectory(prefix="hub-faults-") as made:
         folder = Path(made)
         (folder / "hub").mkdir()
         with served(case, folder / "hub") as hub:
             assert hub.stdin is not None
             assert hub.stdout is not None
-            told = json.loads(hub.stdout.readline())
-            variables = environment(told["url"], folder / "cache") | told["own"]
+            answer = json.loads(hub.stdout.readline())
+            variables = environment(answer["url"], folder / "cache") | answer["own"]
             variables["HOME"] = str(folder)
             variables["VLMCACHE_CONFIG"] = str(folder / "hub" / "config.yaml")
-            asked = command(side, case)
+            words = command(side, case)
             if case.locked:
                 leave_lock(folder, case)
-                asked = [*becoming(NOBODY), *asked]
+                words = [*becoming(NOBODY), *words]
             if case.cached:
-                subprocess.run(asked, env=variables, check=True, capture_output=True, timeout=cap)
+                subprocess.run(words, env=variables, check=True, capture_output=True, timeout=cap)
             hub.stdin.write("now\n")
             hub.stdin.flush()
             hub.stdout.readline()
-            code, seconds, said = timed(asked, variables | told["case"], cap)
-        return End(code, has_all(folder / "cache", case), seconds, said)
+            code, seconds, last_line = timed(words, variables | answer["case"], cap)
+        return End(code, has_all(folder / "cache", case), seconds, last_line)
 
 
 def leave_lock(folder: Path, case: Case) -> None:
@@ -174,12 +179,12 @@ def leave_lock(folder: Path, case: Case) -> None:
         os.chown(above, NOBODY, NOBODY)
 
 
-def timed(asked: list[str], variables: dict[str, str], cap: float) -> tuple[int | None, float, str]:
+def timed(words: list[str], variables: dict[str, str], cap: float) -> tuple[int | None, float, str]:
     """Return exit code, seconds and the last line of a command; the code is `None` at the cap."""
     begun = time.perf_counter()
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
+    with tempfile.TemporaryFile("w+", errors="replace") as stderr:
         child = subprocess.Popen(
-            asked, env=variables, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+            words, env=variables, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
         )
         code: int | None = None
         try:
@@ -188,8 +193,8 @@ def timed(asked: list[str], variables: dict[str, str], cap: float) -> tuple[int 
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
         seconds = time.perf_counter() - begun
-        said.seek(0)
-        lines = [line for line in said.read().splitlines() if line.strip()]
+        stderr.seek(0)
+        lines = [line for line in stderr.read().splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return code, seconds, (errors or lines or [""])[-1]
 
@@ -225,8 +230,8 @@ def sha256(content: Content) -> str | None:
 # The table.
 
 
-def too_bad(ends: dict[Side, End]) -> str | None:
-    """Return what is wrong with a row, if anything."""
+def problem_of(ends: dict[Side, End]) -> str | None:
+    """Return why a row fails, `None` if it does not."""
     peer, ours = ends["hf"], ends["vlmcache"]
     if peer.good and not ours.good:
         return "hf ends with exit 0 and the right bytes"
@@ -235,7 +240,7 @@ def too_bad(ends: dict[Side, End]) -> str | None:
     return None
 
 
-def table(found: dict[str, dict[Side, End]], cap: float, jobs: int) -> str:
+def table(rows: dict[str, dict[Side, End]], cap: float, jobs: int) -> str:
     command = f"`python -m benchmarks.hub_faults --jobs {jobs} --cap {cap:g}`"
     load = f"load average over the last 5 minutes {os.getloadavg()[1]:.1f}"
     lines = [
@@ -245,14 +250,14 @@ def table(found: dict[str, dict[Side, End]], cap: float, jobs: int) -> str:
         "| what is wrong | hf | right bytes | seconds | vlmcache | right bytes | seconds |",
         "| --- | ---: | --- | ---: | ---: | --- | ---: |",
     ]
-    for name, ends in found.items():
+    for name, ends in rows.items():
         cells = " | ".join(ends[side].cells(cap) for side in SIDES)
         lines.append(f"| {name.replace('|', '/')} | {cells} |")
     return "\n".join([*lines, ""])
 
 
-def runnable(case: Case) -> str | None:
-    """Return what a case needs that this machine does not have, if anything."""
+def missing_tool(case: Case) -> str | None:
+    """Return what a case needs and this machine does not have; `None` if it can run."""
     needs = {"openssl": case.tls is not None, "tinyproxy": case.front is not None}
     if case.tool is not None:
         needs[case.tool] = True
@@ -263,14 +268,15 @@ def runnable(case: Case) -> str | None:
 
 def measure(case: Case, cap: float) -> dict[Side, End]:
     ends = {side: run(side, case, cap) for side in SIDES}
-    bad = too_bad(ends)
+    problem = problem_of(ends)
     shown = "; ".join(
         f"{side} {' '.join(end.cells(cap).split(' | '))}" for side, end in ends.items()
     )
-    print(f"{case.name}: {shown}{f'  ({bad})' if bad else ''}", file=sys.stderr, flush=True)
+    remark = f"  ({problem})" if problem else ""
+    print(f"{case.name}: {shown}{remark}", file=sys.stderr, flush=True)
     for side, end in ends.items():
-        if end.said:
-            print(f"    {side}: {end.said[:200]}", file=sys.stderr, flush=True)
+        if end.last_line:
+            print(f"    {side}: {end.last_line[:200]}", file=sys.stderr, flush=True)
     return ends
 
 
@@ -294,23 +300,23 @@ def main() -> int:
         for case in CASES.values()
         if not given.parts or any(part in case.name for part in given.parts)
     ]
-    for case in [case for case in chosen if runnable(case)]:
-        print(f"left out, needs {runnable(case)}: {case.name}", file=sys.stderr)
+    for case in [case for case in chosen if missing_tool(case)]:
+        print(f"left out, needs {missing_tool(case)}: {case.name}", file=sys.stderr)
         chosen.remove(case)
-    found: dict[str, dict[Side, End]] = {}
+    rows: dict[str, dict[Side, End]] = {}
     for jobs, busy in ((given.jobs, False), (1, True)):
         group = [case for case in chosen if case.busy is busy]
         with ThreadPoolExecutor(jobs) as pool:
             ends = pool.map(lambda case: measure(case, given.cap), group)
-            found |= dict(zip((case.name for case in group), ends, strict=True))
-    found = {case.name: found[case.name] for case in chosen}
-    text = table(found, given.cap, given.jobs)
+            rows |= dict(zip((case.name for case in group), ends, strict=True))
+    rows = {case.name: rows[case.name] for case in chosen}
+    text = table(rows, given.cap, given.jobs)
     print(text)
     if given.write:
         write_counts("hub-faults.md", "faults of the hub", text)
-    failed = {name: bad for name, ends in found.items() if (bad := too_bad(ends))}
-    for name, bad in failed.items():
-        print(f"{name}: {bad}", file=sys.stderr)
+    failed = {name: problem for name, ends in rows.items() if (problem := problem_of(ends))}
+    for name, problem in failed.items():
+        print(f"{name}: {problem}", file=sys.stderr)
     return 1 if failed else 0
 
 

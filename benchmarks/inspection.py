@@ -1,4 +1,4 @@
-"""Start-up, status, scan and completion beside `hf`, `scan_cache_dir` and a plain walk."""
+"""Start-up, status, scan and completion compared with `hf`, `scan_cache_dir` and a plain walk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SCAN = TIMED.format(
 )
 PEER_SCAN = TIMED.format(
     setup="import sys; from huggingface_hub import scan_cache_dir",
-    work="found = scan_cache_dir(sys.argv[1])",
+    work="state = scan_cache_dir(sys.argv[1])",
 )
 TIMED_WALK = TIMED.format(setup="", work=WALK)
 PYTHON, OURS, PEER = sys.executable, str(BIN / "vlmcache"), str(BIN / "hf")
@@ -62,11 +62,11 @@ def make_cache(root: Path, repos: int, files: int) -> None:
 
 
 def cache_of(setting: Setting, repos: int, files: int) -> Path:
-    """Return a cache of so many repos, made at its first use."""
+    """Return a cache with so many repos of so many files, made at its first use."""
     cache = setting.common / f"{repos}x{files}"
     if not cache.exists():
         make_cache(cache, repos, files)
-        # What was made is still on its way to the disk, and takes its time of a core.
+        # The kernel is still writing what was made, and would take a core meanwhile.
         os.sync()
     return cache
 
@@ -92,7 +92,7 @@ def help_rows(setting: Setting) -> list[Row]:
         "import typer": [PYTHON, "-c", "import typer"],
         "hf version": [PEER, "version"],
     }
-    # They are short: more of them tell more.
+    # They are short, so more of them are run.
     runs = in_turn(commands, 3 * setting.pairs, environment(setting, setting.folder / "none"))
     return [
         seconds_row("--help", runs, "vlmcache --help", "import typer", 1.2),
@@ -102,7 +102,7 @@ def help_rows(setting: Setting) -> list[Row]:
 
 def status_rows(setting: Setting) -> list[Row]:
     """Measure `status --json` of a cache of usual size and of a large one."""
-    found = []
+    rows = []
     for repos, files, target in ((200, 20, 0.42), (1000, 100, 0.28)):
         cache = cache_of(setting, repos, files)
         commands = {
@@ -112,22 +112,22 @@ def status_rows(setting: Setting) -> list[Row]:
         }
         runs = in_turn(commands, setting.pairs, environment(setting, cache))
         what = f"status --json, {repos:,} repos x {files} files"
-        found.append(seconds_row(what, runs, "vlmcache status", "hf cache ls --json", target))
-        found.append(seconds_row(what, runs, "vlmcache status", "walk", None))
-    return found
+        rows.append(seconds_row(what, runs, "vlmcache status", "hf cache ls --json", target))
+        rows.append(seconds_row(what, runs, "vlmcache status", "walk", None))
+    return rows
 
 
 def scan_rows(setting: Setting) -> list[Row]:
-    """Measure the scan alone, in processes that have imported before, on all cores and on one."""
+    """Measure the scan without start-up and imports, on all cores and on one."""
     cache = cache_of(setting, 1000, 100)
-    found = []
-    places: list[tuple[str, Sequence[str]]] = [("", ())]
+    rows = []
+    prefixes: list[tuple[str, Sequence[str]]] = [("", ())]
     if shutil.which("taskset"):
         core = min(os.sched_getaffinity(0))
-        places.append((", on one core", ("taskset", "-c", str(core))))
-    for where, begin in places:
+        prefixes.append((", on one core", ("taskset", "-c", str(core))))
+    for where, prefix in prefixes:
         commands = {
-            name: [*begin, PYTHON, "-c", program, str(cache)]
+            name: [*prefix, PYTHON, "-c", program, str(cache)]
             for name, program in (
                 ("scan", SCAN),
                 ("walk", TIMED_WALK),
@@ -136,9 +136,9 @@ def scan_rows(setting: Setting) -> list[Row]:
         }
         runs = in_turn(commands, setting.pairs, environment(setting, cache))
         what = f"scan, {LARGE}{where}"
-        found.append(seconds_row(what, runs, "scan", "scan_cache_dir", 0.2))
-        found.append(seconds_row(what, runs, "scan", "walk", 1.5))
-    return found
+        rows.append(seconds_row(what, runs, "scan", "scan_cache_dir", 0.2))
+        rows.append(seconds_row(what, runs, "scan", "walk", 1.5))
+    return rows
 
 
 def memory_rows(setting: Setting) -> list[Row]:
@@ -154,7 +154,7 @@ def memory_rows(setting: Setting) -> list[Row]:
         name: functools.partial(peak_memory, command, variables)
         for name, command in commands.items()
     }
-    # Memory is the same whoever else is there.
+    # Memory does not depend on a quiet machine.
     runs = rounds(sides, setting.pairs, lambda: True)
     return [
         memory_row(f"peak memory of a scan, {LARGE}", runs, "scan", "hf cache ls", 0.5),
@@ -163,7 +163,7 @@ def memory_rows(setting: Setting) -> list[Row]:
 
 
 def tab_rows(setting: Setting) -> list[Row]:
-    """Measure one Tab where 1,000 repos are cached."""
+    """Measure one Tab with 1,000 cached repos."""
     variables = environment(setting, cache_of(setting, 1000, 100)) | {
         "_VLMCACHE_COMPLETE": "zsh",
         "_VLMCACHE_LINE": "vlmcache status org",

@@ -1,4 +1,4 @@
-"""Loading side by side with transformers: cold, warm, and int8 from a kept copy."""
+"""Loading compared with transformers: cold, warm, and int8 from a kept copy."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from vlmcache.load.worker import run_child
 REPO = "synthetic/model"
 MODEL = "qwen_vl_2b"
 OTHERS: dict[Loader, str] = {"fastsafetensors": "fastsafetensors", "runai": "runai_model_streamer"}
-"""Other readers of weights -> the module that has to be installed."""
+"""Other loaders -> the module that has to be installed."""
 
 MAKE = """
 import sys
 from vlmcache.load import synthetic
-synthetic.make(sys.argv[1], synthetic.CONFIGS[sys.argv[2]])
+synthetic.make_model(sys.argv[1], synthetic.CONFIGS[sys.argv[2]])
 """
 IMPORTS = """
 import os
@@ -51,7 +51,7 @@ from vlmcache.cache import page_cache
 for weight in model.parameters():
     assert page_cache.populate(weight.data_ptr(), weight.nbytes)
 """
-"""What `load_model` makes sure of, in the same way: every weight is resident."""
+"""Makes every weight resident, in the same way as `load_model`."""
 PEER = (
     """
 import time
@@ -91,7 +91,7 @@ model, _ = vlmcache.load_model(REPO, "int8", "cpu")
 
 
 def run(program: str, values: dict[str, str]) -> float:
-    """Return the seconds from process start (or from `begin`) until `ready`."""
+    """Run a program; return the seconds from process start (or from `begin`) until `ready`."""
     given = "".join(f"{name} = {value!r}\n" for name, value in values.items())
     code = given + program + READY
     started = time.monotonic()
@@ -108,7 +108,7 @@ def run(program: str, values: dict[str, str]) -> float:
 
 
 def prepared(files: Sequence[str], *, cold: bool) -> None:
-    """Evict files, so that at most 1 % of their bytes stays in memory, or bring them there."""
+    """Evict files, so that at most 1 % of their bytes stays in memory, or read them into it."""
     if not cold:
         reader.ReadAhead(files).wait()
         return
@@ -121,7 +121,7 @@ def prepared(files: Sequence[str], *, cold: bool) -> None:
 def sides(
     programs: Mapping[str, str], files: Sequence[str], values: dict[str, str], *, cold: bool
 ) -> dict[str, Callable[[], float]]:
-    """Return for each program what runs it on files that are evicted or in memory."""
+    """Return for each program a function that runs it with files that are evicted or in memory."""
 
     def measure(program: str) -> float:
         prepared(files, cold=cold)
@@ -131,7 +131,7 @@ def sides(
 
 
 def streamed(folder: str, files: Sequence[str], loader: Loader, *, cold: bool) -> float:
-    """Return the seconds from process start to the last weight with another reader of weights."""
+    """Return the seconds from process start to the last weight with another loader."""
     prepared(files, cold=cold)
     source = read_source(folder, model=MODEL, precision="bf16")
     return trial(source, "cpu", "cold" if cold else "warm", loader)[0]
@@ -140,7 +140,7 @@ def streamed(folder: str, files: Sequence[str], loader: Loader, *, cold: bool) -
 def trial(
     source: ModelFiles, device: str, temperature: str, loader: Loader
 ) -> tuple[float, dict[str, float]]:
-    """Return the seconds of one trial of a loader as a load test makes it, and of its phases."""
+    """Make one trial of a loader as in a load test; return its seconds, and those of its phases."""
     request = {
         "task": "trial",
         "source": msgspec.to_builtins(source),
@@ -193,7 +193,7 @@ def measure(setting: Setting, scratch: Path) -> list[Row]:
         if importlib.util.find_spec(package) is not None
     }
     programs = {"peer": PEER, "vlmcache": OURS}
-    found: list[Row] = []
+    rows: list[Row] = []
     for what, cold, target in (
         (f"cold load of {size / 1e9:.1f} GB", True, 0.45),
         ("warm load", False, 0.9),
@@ -203,27 +203,27 @@ def measure(setting: Setting, scratch: Path) -> list[Row]:
             | {name: partial(work, cold=cold) for name, work in others.items()},
             setting.pairs,
         )
-        found.append(row(what, measured, "vlmcache", target))
+        rows.append(row(what, measured, "vlmcache", target))
         if cold:
-            found.append(limit_row(what, measured, reading))
-        found += [row(f"{what}, {name}", measured, name, None) for name in others]
+            rows.append(limit_row(what, measured, reading))
+        rows += [row(f"{what}, {name}", measured, name, None) for name in others]
     quantize = [sys.executable, "-m", "vlmcache", "quantize", REPO, "--precision", "int8", "-q"]
     subprocess.run(quantize, check=True, stdout=subprocess.DEVNULL)
     copies = [str(path) for path in (scratch / "own").rglob("*.safetensors")]
     programs = {"peer": PEER_INT8, "vlmcache": OURS_INT8}
     int8 = rounds(sides(programs, files + copies, values, cold=False), setting.pairs)
-    found.append(row("int8 from a kept copy, imports left out", int8, "vlmcache", 0.06))
-    return found
+    rows.append(row("int8 from a kept copy, imports left out", int8, "vlmcache", 0.06))
+    return rows
 
 
 def row(what: str, measured: Rounds[float], ours: str, target: float | None) -> Row:
-    """Return the line that sets one side beside `from_pretrained`."""
+    """Return the row that compares one side with `from_pretrained`."""
     peer = measured["peer"]
     return values_row(what, measured[ours], peer, target, "from_pretrained", measured.busy)
 
 
 def limit_row(what: str, measured: Rounds[float], reading: float) -> Row:
-    """Return the line that sets a load beside the larger of its imports and its bytes' reading."""
+    """Return the row that compares a load with its imports or its reading, the longer."""
     limits = [max(imports, reading) for imports in measured["imports"]]
     imports = statistics.median(measured["imports"])
     bound = f"imports {imports:.2g} s, disk {reading:.2g} s; limit"

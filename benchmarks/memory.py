@@ -1,12 +1,12 @@
-"""The memory that models take, as it is estimated and as it is measured.
+"""The memory that models take, estimated and measured.
 
     python -m benchmarks.memory [CASE …] [--folder FOLDER] [--device DEVICE] [--write]
 
 Makes a synthetic model of at least 1 GB of weights for each case, one at a time, estimates its
 memory, loads it in a fresh process, and prints the table of both; `--write` puts it into
-docs/memory.md. What is measured is what the process takes above what it took just before the model
-was built: anonymous memory, the resident pages of mapped files in which its weights lie, and the
-device's memory. Memory that was freed and that the C library keeps is given back first.
+docs/memory.md. The measured memory is what the process takes in addition to what it took just
+before the model was built: anonymous memory, the resident pages of mapped files with its weights,
+and the device's memory. Memory that was freed and that the C library keeps is given back first.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.pages import measured_part, written
+
 PAGE = Path("docs/memory.md")
-BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->\n"
 
 _QWEN: dict[str, Any] = {
     "model_type": "qwen2",
@@ -38,7 +39,7 @@ _QWEN: dict[str, Any] = {
 }
 _QWEN_OF_4: dict[str, Any] = _QWEN | {"num_hidden_layers": 4}
 _QWEN_OF_6: dict[str, Any] = _QWEN | {"num_hidden_layers": 6}
-"""More layers, so that as few bytes for each number are 1 GB too."""
+"""More layers, so that the weights are 1 GB with fewer bytes per number too."""
 _MIXTRAL: dict[str, Any] = {
     "model_type": "mixtral",
     "architectures": ["MixtralForCausalLM"],
@@ -228,8 +229,8 @@ def _write_mxfp4(model: Any, folder: str) -> None:
 
 
 def measure(folder: str, precision: Any, device: str) -> dict[str, dict[str, int]]:
-    """Return the bytes that a model should take, and takes. Runs in a process of its own."""
-    from vlmcache.load import models
+    """Return the bytes that a model is estimated to take, and takes. Runs in a fresh process."""
+    from vlmcache.load import models, residency
     from vlmcache.load.source import estimate_memory, read_source
 
     source = read_source(folder, model="m", precision=precision)
@@ -237,7 +238,7 @@ def measure(folder: str, precision: Any, device: str) -> dict[str, dict[str, int
     models.import_for(source)
     before = _taken(None, device)
     model = models.build_model(source, device)
-    models.touch_all_weights(model)
+    residency.touch_all_weights(model)
     after = _taken(model, device)
     return {
         "estimated": {
@@ -283,7 +284,7 @@ def _taken(model: Any, device: str) -> dict[str, int]:
 
 
 def _ranges(model: Any) -> Iterator[tuple[int, int]]:
-    """Yield where the weights lie in this process's memory, tied ones once."""
+    """Yield the ranges of this process's memory with the weights, tied ones once."""
     seen = set()
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() not in seen:
@@ -309,11 +310,11 @@ def row(name: str, sizes: dict[str, dict[str, int]]) -> str:
     """Return a row of the table."""
     case = CASES[name]
     estimated, measured = sizes["estimated"], sizes["measured"]
-    total, found = sum(estimated.values()), sum(measured.values())
+    expected, actual = sum(estimated.values()), sum(measured.values())
     cells = [case.architecture, case.stored, case.precision]
     for part in ("anonymous", "mapped", "device"):
         cells += [_size(estimated[part]), _size(measured[part])]
-    return "| " + " | ".join([*cells, f"{total / found - 1:+.1%}"]) + " |"
+    return "| " + " | ".join([*cells, f"{expected / actual - 1:+.1%}"]) + " |"
 
 
 def _size(count: int) -> str:
@@ -323,15 +324,13 @@ def _size(count: int) -> str:
 def write(rows: list[str]) -> None:
     """Put rows of the table into the page, in place of those of the same cases."""
     page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    kept, _, after = rest.partition(END)
-    by_case = {_case_of(line): line for line in [*kept.splitlines(), *rows]}
+    _, earlier, _ = measured_part(page)
+    by_case = {_case_of(line): line for line in [*earlier.splitlines(), *rows]}
     cases = [(case.architecture, case.stored, case.precision) for case in CASES.values()]
     table = [by_case[case] for case in cases if case in by_case]
     missing = [f"| {name} | {why} |" for name, why in NOT_MEASURED.items()]
     lines = [*HEAD, *table, "", "Not measured:", "", "| format | why |", "|---|---|", *missing]
-    text = "\n".join(["", *lines, "", ""])
-    PAGE.write_text(f"{before}{BEGIN}{text}{END}{after}", encoding="utf-8")
+    PAGE.write_text(written(page, "\n".join(lines)), encoding="utf-8")
 
 
 def _case_of(line: str) -> tuple[str, ...]:
@@ -351,8 +350,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cases", nargs="*", default=list(CASES), help=", ".join(CASES))
-    parser.add_argument("--folder", help="where the models are made")
-    parser.add_argument("--device", default="cpu", help="where they are loaded: cpu or cuda:0")
+    parser.add_argument("--folder", help="folder to make the models in")
+    parser.add_argument("--device", default="cpu", help="device to load them on: cpu or cuda:0")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE}")
     parser.add_argument("--make", help=argparse.SUPPRESS)
     parser.add_argument("--measure", help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""Runs of whole processes in turn, and the table that sets them beside each other."""
+"""Runs of complete processes in turn, and the table that compares them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ TIMED = "from time import perf_counter as now\n{setup}\nstart = now()\n{work}\np
 
 
 class Row(NamedTuple):
-    """One line of the table: the ratio of ours to the peer's or to the limit.
-
-    A target is the most that the ratio may be, `None` where there is none. runs are the figures of
-    each pair, ours and the other's, in seconds or bytes; ratios those of each pair, where they are
-    not ours divided by the other's. Before busy of the pairs the machine was not quiet.
-    """
+    """One row of the table: our figure compared with the peer's or with the limit."""
 
     what: str
     ratio: float
     target: float | None
+    """The most that the ratio may be; `None` for no target."""
     ours: str
     theirs: str
     runs: tuple[Sequence[float], Sequence[float]] = ((), ())
+    """The figures of each pair, ours and the other's, in seconds or bytes."""
     ratios: Sequence[float] = ()
+    """The ratio of each pair, if it is not ours divided by the other's."""
     busy: int = 0
+    """How many pairs were measured although the machine was not quiet."""
 
     @property
     def spread(self) -> tuple[float, float] | None:
@@ -62,50 +61,52 @@ _T = TypeVar("_T")
 
 
 class Rounds(dict[str, list[_T]]):
-    """What each side gave in each round; before busy of the rounds the machine was not quiet."""
+    """Name of a side -> its figure in each round."""
 
     busy: int = 0
+    """How many rounds were measured although the machine was not quiet."""
 
 
 class Setting(NamedTuple):
-    """How to measure: in an empty folder on the disk in question, so many bytes, pairs, seconds.
-
-    What several parts need is made once, in the folder common.
-    """
+    """How to measure a part of the table."""
 
     folder: Path
+    """An empty folder on the disk that is measured."""
     common: Path
+    """A folder for what several parts need, which is made once."""
     size: int
+    """Bytes to work with."""
     pairs: int
     seconds: float
+    """How long to watch."""
 
 
 def rounds(
     sides: Mapping[str, Callable[[], _T]], count: int, wait: Callable[[], bool] = quiet.wait
 ) -> Rounds[_T]:
-    """Let all sides run once to warm up, then in turn, so many times, on a quiet machine.
+    """Let all sides run once to warm up, then in turn for some rounds, on a quiet machine.
 
-    The order changes from round to round, so that none always finds what the same other one left.
+    The order changes from round to round, so that no side always runs after the same other one.
 
     Args:
-        sides: name -> what runs it and returns its figure.
+        sides: name -> function that runs the side and returns its figure.
         count: how many rounds count.
-        wait: waits for a quiet machine, and says whether it is quiet.
+        wait: waits for a quiet machine, and returns whether it is quiet.
     """
     for work in sides.values():
         work()
-    found: Rounds[_T] = Rounds((name, []) for name in sides)
+    figures: Rounds[_T] = Rounds((name, []) for name in sides)
     for number in range(count):
-        found.busy += not wait()
+        figures.busy += not wait()
         for name in list(sides) if number % 2 else reversed(list(sides)):
-            found[name].append(sides[name]())
-    return found
+            figures[name].append(sides[name]())
+    return figures
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
     """Run a command; return the seconds from start to end, or those that it has printed.
 
-    It runs in the root folder: in a clone it would read the config.yaml there, as no peer does.
+    It runs in the root folder: in a clone it would read the config.yaml, which no peer does.
     """
     started = time.perf_counter()
     with tempfile.TemporaryFile() as output:
@@ -115,9 +116,9 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
         process.wait()
         seconds = time.perf_counter() - started
         output.seek(0)
-        told = output.read(64)
-    if len(told) < 32 and re.fullmatch(rb"[0-9.e-]+\n", told):
-        seconds = float(told)
+        printed = output.read(64)
+    if len(printed) < 32 and re.fullmatch(rb"[0-9.e-]+\n", printed):
+        seconds = float(printed)
     if process.returncode != 0:
         raise RuntimeError(f"exit {process.returncode}: {' '.join(command)}")
     return seconds
@@ -128,13 +129,13 @@ def in_turn(
     pairs: int,
     environment: Mapping[str, str] | None = None,
 ) -> Rounds[float]:
-    """Run each command once to warm up, then all of them in turn, `pairs` times."""
+    """Run commands as `rounds` does; return the seconds of each."""
     sides = {name: partial(run, command, environment) for name, command in commands.items()}
     return rounds(sides, pairs)
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return the median of the ratios pair by pair, which drift of the machine leaves alone."""
+    """Return the median of the ratios of each pair, on which a machine's drift has no effect."""
     return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
@@ -146,7 +147,7 @@ def values_row(
     peer: str,
     busy: int = 0,
 ) -> Row:
-    """Return the line that compares seconds measured in pairs."""
+    """Return the row that compares seconds measured in pairs."""
     return Row(
         what,
         median_ratio(ours, theirs),
@@ -161,14 +162,14 @@ def values_row(
 def seconds_row(
     what: str, runs: Rounds[float], ours: str, theirs: str, target: float | None
 ) -> Row:
-    """Return the line that compares the times of two commands."""
+    """Return the row that compares the times of two commands."""
     return values_row(what, runs[ours], runs[theirs], target, theirs, runs.busy)
 
 
 def beyond_row(
     what: str, ours: Sequence[float], theirs: Sequence[float], most: float, peer: str, busy: int
 ) -> Row:
-    """Return the line that says how many seconds ours take beyond the other's."""
+    """Return the row that says how many seconds more ours take than the other's."""
     more = [mine - other for mine, other in zip(ours, theirs, strict=True)]
     seconds = f"{statistics.median(ours):.3g} s"
     return Row(
@@ -184,7 +185,7 @@ def beyond_row(
 
 
 def memory_row(what: str, runs: Rounds[int], ours: str, theirs: str, target: float | None) -> Row:
-    """Return the line that compares the peak memories of two commands."""
+    """Return the row that compares the peak memory of two commands."""
     mine, other = runs[ours], runs[theirs]
     return Row(
         what,
@@ -198,16 +199,16 @@ def memory_row(what: str, runs: Rounds[int], ours: str, theirs: str, target: flo
 
 
 def worst_row(what: str, seconds: Sequence[float], most: float, busy: int) -> Row:
-    """Return the line of seconds of which the largest counts; it is not compared with a peer."""
+    """Return the row of the largest of some seconds, which no peer is compared with."""
     worst = max(seconds)
     return Row(what, worst, most, f"{worst:.3g} s", "seconds, the worst", busy=busy)
 
 
 def peak_memory(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
-    """Return the most bytes that a command and the processes it starts hold at a time.
+    """Return the most bytes that a command and the processes it starts hold at the same time.
 
-    Shared pages count once (PSS). It is looked at a hundred times a second: a shorter peak does not
-    show, which holds for both sides of a pair.
+    Shared pages count once (PSS). The memory is read a hundred times per second; shorter peaks are
+    missed on both sides of a pair.
     """
     most = 0
     with subprocess.Popen(
@@ -231,7 +232,7 @@ def _proportional(pid: int) -> int:
 
 
 def machine() -> str:
-    """Return what has to be known of a machine to read its figures."""
+    """Return a description of the machine that the figures depend on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (
         f"{_processor()}, {os.cpu_count()} cores, {memory / 1e9:.0f} GB of memory, "
@@ -249,7 +250,7 @@ def _processor() -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the rows as a table that reads well as text and as Markdown."""
+    """Return the rows as a table for both a terminal and Markdown."""
     lines = [("what", "ratio", "of the pairs", "at most", "", "vlmcache", "beside")]
     lines += [
         (

@@ -1,6 +1,6 @@
-"""`vlmcache pull` beside `hf download`, against a hub on the loopback in its own process.
+"""`vlmcache pull` compared with `hf download`, from a hub on the loopback in its own process.
 
-Every run is a whole process with a fresh cache on the same disk.
+Every run is a complete process with a fresh cache on the same disk.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks.pairs import Row, Setting, rounds, values_row
+from benchmarks.pairs import BIN, Row, Setting, rounds, values_row
 from tests.kit.contents import Synthetic
 from tests.kit.hub import LEAKY_VARIABLES, LoopbackHub
 
 REPO = "org/big"
-SCRIPTS = Path(sys.executable).parent
-OURS = [str(SCRIPTS / "vlmcache"), "pull", REPO, "-q"]
-PEER = [str(SCRIPTS / "hf"), "download", REPO, "--quiet"]
+OURS = [str(BIN / "vlmcache"), "pull", REPO, "-q"]
+PEER = [str(BIN / "hf"), "download", REPO, "--quiet"]
 PEER_NAME = "hf download"
 TOKEN = "a-token-for-benchmarks"
 
 
 def environment(url: str, cache: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not LEAKY_VARIABLES.match(name)}
-    # An installed package has its bytecode, which an editable one may be kept from writing.
-    kept.pop("PYTHONDONTWRITEBYTECODE", None)
-    return kept | {
+    """Return the variables of a client of a hub, with a cache of its own."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not LEAKY_VARIABLES.match(name)
+    }
+    # An installed package has its bytecode; this variable could keep an editable one from it.
+    inherited.pop("PYTHONDONTWRITEBYTECODE", None)
+    return inherited | {
         "HF_ENDPOINT": url,
         "HF_HUB_CACHE": str(cache),
         "HF_HOME": str(cache.parent / "hf"),
@@ -48,7 +50,7 @@ def environment(url: str, cache: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def serving(folder: Path, *options: str) -> Iterator[str]:
-    """Serve a folder of repos from another process."""
+    """Serve a folder of repos from another process, and yield its address."""
     command = [sys.executable, "-m", "tests.kit.hub", "--folder", str(folder), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as hub:
         assert hub.stdout is not None
@@ -59,6 +61,7 @@ def serving(folder: Path, *options: str) -> Iterator[str]:
 
 
 def timed(command: list[str], variables: dict[str, str]) -> float:
+    """Return the seconds that a command takes."""
     begun = time.perf_counter()
     # In the root folder is no config.yaml, which one of the two would read.
     subprocess.run(command, env=variables, check=True, stdout=subprocess.DEVNULL, cwd="/")
@@ -66,6 +69,8 @@ def timed(command: list[str], variables: dict[str, str]) -> float:
 
 
 def fresh(command: list[str], url: str, where: Path, **more: str) -> Callable[[], float]:
+    """Return a function that times a command with a new cache."""
+
     def run() -> float:
         cache = where / "cache"
         shutil.rmtree(cache, ignore_errors=True)
@@ -83,9 +88,9 @@ def pair_row(
     count: int,
     target: float | None,
 ) -> Row:
-    """Return the line of a pull beside that of the hub's own client."""
-    found = rounds({"ours": ours, "peer": peer}, count)
-    return values_row(what, found["ours"], found["peer"], target, PEER_NAME, found.busy)
+    """Return the row that compares a pull with the hub's own client."""
+    runs = rounds({"ours": ours, "peer": peer}, count)
+    return values_row(what, runs["ours"], runs["peer"], target, PEER_NAME, runs.busy)
 
 
 def write_repo(repo: Path, size: int) -> None:
@@ -139,18 +144,18 @@ def slow_rows(setting: Setting, rate: int = 20_000_000) -> list[Row]:
 
 
 def cached_row(url: str, where: Path, count: int) -> Row:
-    """Measure a pull of what is there."""
+    """Measure a pull of a model that is cached."""
     variables = environment(url, where / "cache")
     for command in (OURS, PEER):
         timed(command, variables)
-    # What was fetched before is still on its way to the disk, and our journal would wait for it.
+    # The kernel is still writing what was fetched before, and our journal would wait for it.
     os.sync()
     ours, peer = (partial(timed, command, variables) for command in (OURS, PEER))
     return pair_row("pull of what is cached", ours, peer, 2 * count, 0.42)
 
 
 def serve_rows(setting: Setting) -> list[Row]:
-    """Measure a download from another machine's cache, beside that from a plain static server."""
+    """Measure a download from another machine's cache, compared with a static server."""
     where = setting.folder
     write_repo(where / "repos" / REPO, setting.size)
     what = f"pull of {setting.size / 1e9:g} GB from serve"
@@ -178,9 +183,9 @@ def serve_rows(setting: Setting) -> list[Row]:
 
 
 def folder_rows(setting: Setting) -> list[Row]:
-    """Measure a pull from another cache on the same disk, beside a copy that is hashed after it.
+    """Measure a pull from another cache on the same disk, compared with a copy hashed afterwards.
 
-    If the filesystem shares blocks, both sides do; the row says which it is.
+    If the filesystem shares blocks, both sides do; the row says so.
     """
     where = setting.folder
     write_repo(where / "repos" / REPO, setting.size)
@@ -201,14 +206,14 @@ def folder_rows(setting: Setting) -> list[Row]:
         shares = subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0
         on = "blocks shared" if shares else "copied"
         what = f"pull --from a folder, {setting.size / 1e9:g} GB, {on}"
-        found = rounds({"ours": ours, "peer": peer}, setting.pairs)
+        runs = rounds({"ours": ours, "peer": peer}, setting.pairs)
         target = None if shares else 1.0
         name = "cp -r + sha256sum"
-        return [values_row(what, found["ours"], found["peer"], target, name, found.busy)]
+        return [values_row(what, runs["ours"], runs["peer"], target, name, runs.busy)]
 
 
 def request_rows(setting: Setting) -> list[Row]:
-    """Count how often the hub is asked where all is cached."""
+    """Count the requests to the hub for a model that is cached."""
     where, rows = setting.folder, []
     with LoopbackHub() as hub:
         commit = hub.add_repo(REPO).commit({"config.json": b"{}", "model.safetensors": b"x" * 1000})

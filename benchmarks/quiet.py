@@ -1,9 +1,8 @@
-"""Waits until nobody else uses the machine, within bounds.
+"""Waits until no other program uses the machine, within bounds.
 
-The kernel's load average and its pressure over ten seconds hold what the benchmarks themselves did
-a moment ago. Waiting for both to fall by themselves would take two minutes before each pair, so
-what was ours is left out of the load, and the pressure is also taken from a pause in which nothing
-of ours runs.
+The kernel's load average and its pressure over ten seconds include what the benchmarks themselves
+did a moment ago. Waiting for both to fall would take two minutes before each pair, so our part is
+left out of the load, and the pressure is measured in a pause in which nothing of ours runs.
 """
 
 from __future__ import annotations
@@ -18,32 +17,30 @@ from pathlib import Path
 
 MOST_LOAD = 0.3
 MOST_PRESSURE = 0.02
-"""Share of the time in which something waits for a processor."""
+"""Share of the time in which some process waits for a processor."""
 PAUSE = 1.0
 LONGEST = 15.0
-"""Seconds that are waited for one pair."""
+"""The most seconds to wait before one pair."""
 LONGEST_IN_ALL = 180.0
-"""Seconds that are waited in one run of the benchmarks."""
+"""The most seconds to wait in one run of the benchmarks."""
 
 _MINUTE = 60.0
 _PRESSURE = Path("/proc/pressure/cpu")
-
-
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def with_children(pid: int) -> list[int]:
-    """Return a process, the processes it has started, those that these have, and so on."""
-    found = [pid]
-    for parent in found:
+    """Return a process and all its descendants."""
+    pids = [pid]
+    for parent in pids:
         with contextlib.suppress(OSError):
             for children in Path(f"/proc/{parent}/task").glob("*/children"):
-                found += map(int, children.read_text().split())
-    return found
+                pids += map(int, children.read_text().split())
+    return pids
 
 
 def _seconds_of(pid: int) -> float:
-    """Return the processor time of a process that runs, and of those it has waited for."""
+    """Return the processor seconds of a running process and of its ended children."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -52,23 +49,23 @@ def _seconds_of(pid: int) -> float:
 
 
 class Machine:
-    """What the kernel says of the machine's business, and the clock."""
+    """The kernel's figures on how busy the machine is, and a clock."""
 
     def load(self) -> float:
         """Return the load average of the last minute."""
         return os.getloadavg()[0]
 
     def stalled(self) -> float | None:
-        """Return the seconds in which something has waited for a processor, since the start."""
+        """Return the seconds since the start in which some process waited for a processor."""
         try:
             text = _PRESSURE.read_text()
         except OSError:
             return None
-        found = re.search(r"^some .*total=([0-9]+)", text, re.MULTILINE)
-        return int(found[1]) / 1e6 if found else None
+        match = re.search(r"^some .*total=([0-9]+)", text, re.MULTILINE)
+        return int(match[1]) / 1e6 if match else None
 
     def used(self) -> float:
-        """Return the processor time of this process, and of those it has started."""
+        """Return the processor seconds of this process and its descendants."""
         both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         own = sum(sum(resource.getrusage(who)[:2]) for who in both)
         return own + sum(map(_seconds_of, with_children(os.getpid())[1:]))
@@ -83,12 +80,12 @@ class Machine:
 
 
 class Quiet:
-    """Says before each pair whether the machine is quiet, after waiting for it.
+    """Waits before each pair until the machine is quiet.
 
     Args:
-        machine: whose figures count.
-        longest: seconds that are waited for one pair.
-        in_all: seconds that are waited for all of them.
+        machine: the machine.
+        longest: the most seconds to wait before one pair.
+        in_all: the most seconds to wait before all of them.
     """
 
     def __init__(
@@ -107,7 +104,7 @@ class Quiet:
         end = begun + min(self.longest, self.left)
         while not (quiet := self._is_quiet()) and self.machine.now() < end:
             pass
-        # The pause that finds a quiet machine is part of the measuring.
+        # The pause that shows a quiet machine does not count as waiting.
         self.left = max(0.0, self.left - max(0.0, self.machine.now() - begun - PAUSE))
         return quiet
 
@@ -123,7 +120,7 @@ class Quiet:
         return self.machine.load() - self.own < MOST_LOAD and pressure < MOST_PRESSURE
 
     def _count_own(self) -> None:
-        """Add what we have used since to our part, as the kernel counts a load of one minute."""
+        """Update our part of the load, as the kernel computes the average of one minute."""
         now, used = self.machine.now(), self.machine.used()
         passed = now - self._at
         if passed > 0:
@@ -136,7 +133,7 @@ _of_this_run = [Quiet(Machine())]
 
 
 def bound(seconds: float) -> None:
-    """Say how long is waited in all from now on."""
+    """Set the most seconds to wait from now on."""
     _of_this_run[0].left = seconds
 
 

@@ -1,10 +1,10 @@
-"""`load-test`'s figure for a plain load beside an outside stopwatch of the same script.
+"""`load-test`'s figure for a plain load compared with a stopwatch around the same load.
 
     python -m benchmarks.stopwatch [--pairs 15] [--model qwen_vl_2b] [--folder PATH] [--cold]
 
-Run it from the project's folder, on a quiet machine. A pair is one trial of `plain` as a load test
-makes it, and one run of transformers alone, timed from outside, each in a fresh process; which
-comes first changes from pair to pair. The median of the paired ratios is to lie within 5 % of 1.
+Run it from the project's folder, on a quiet machine. A pair is one trial of `plain` as in a load
+test, and one run of transformers alone that is timed from outside, each in a fresh process; the
+order changes from pair to pair. The median of the paired ratios should be within 5 % of 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ else:
 def pairs(
     source: ModelFiles, device: str, temperature: str, count: int, save: Path | None
 ) -> list[dict[str, Any]]:
-    """Measure pairs of a load, and write each down as it comes."""
+    """Measure pairs of loads; print each, and save all so far, as soon as it is measured."""
     done: list[dict[str, Any]] = []
     values = {"FOLDER": source.folder, "DEVICE": device}
 
@@ -76,10 +76,10 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--model", default="qwen_vl_2b", help="synthetic model to make")
-    parser.add_argument("--folder", help="folder of a model that is there already")
+    parser.add_argument("--folder", help="folder of an existing model to load instead")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cold", action="store_true", help="evict the weights before each load")
-    parser.add_argument("--save", type=Path, help="a file for the figures of every pair, as JSON")
+    parser.add_argument("--save", type=Path, help="file for the figures of every pair, as JSON")
     given = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     temperature = "cold" if given.cold else "warm"
@@ -94,7 +94,7 @@ def main() -> None:
                 }
             )
         source = read_source(folder, model=given.model, precision="bf16")
-        # The first one pays for what is compiled and read only once.
+        # The first load includes what is compiled and read only once.
         run(OUTSIDE, {"FOLDER": source.folder, "DEVICE": given.device})
         done = pairs(source, given.device, temperature, given.pairs, given.save)
     ratios = [pair["ratio"] for pair in done]

@@ -1,6 +1,6 @@
-"""`vlmcache verify` beside `hf cache verify`, which asks a hub on the loopback, and the bare hash.
+"""`vlmcache verify` compared with `hf cache verify`, which asks a hub, and with bare hashing.
 
-All is in the page cache.
+The hub is on the loopback, and all files are in the page cache.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vlmcache.config import CacheLocation, Session, read_environment, shipped_co
 VERIFY = [PULL[0], "verify", REPO, "-q"]
 PEER_VERIFY = [PEER[0], "cache", "verify", REPO]
 SMALL = 8
-"""Files beside the large one, of one thirtieth of its length each."""
+"""Files in addition to the large one, of one thirtieth of its length each."""
 BLOCK = 1 << 20
 
 
@@ -59,6 +59,7 @@ def hash_only(sizes: Sequence[int], count: int) -> float:
 
 
 def stat_each(cache: Path) -> float:
+    """Return the seconds that a stat of each blob takes."""
     begun = time.perf_counter()
     for blob in cache.glob("models--*/blobs/*"):
         blob.stat()
@@ -86,9 +87,9 @@ def rows(setting: Setting) -> list[Row]:
             session = Session(own, shipped_config(), location)
             return verify(session, [REPO], VerifyOptions(max_age)).seconds
 
-        # What was fetched is still on its way to the disk, and takes its time of a core.
+        # The kernel is still writing what was fetched, and would take a core meanwhile.
         os.sync()
-        found = rounds(
+        runs = rounds(
             {
                 "ours": lambda: timed(everything, variables),
                 "peer": lambda: timed(PEER_VERIFY, variables),
@@ -103,13 +104,13 @@ def rows(setting: Setting) -> list[Row]:
         )
 
     def row(what: str, ours: str, theirs: str, target: float | None, peer: str) -> Row:
-        return values_row(what, found[ours], found[theirs], target, peer, found.busy)
+        return values_row(what, runs[ours], runs[theirs], target, peer, runs.busy)
 
     what = f"verify of {setting.size / 1e9:g} GB and {SMALL} small files, in memory"
     again = "verify again"
     return [
         row(what, "ours", "peer", 0.58, "hf cache verify"),
         row(what, "hashing", "limit", 1.15, "sha256 on all cores"),
-        beyond_row(again, found["again"], found["help"], 0.05, "--help", found.busy),
+        beyond_row(again, runs["again"], runs["help"], 0.05, "--help", runs.busy),
         row(f"{again}, started", "remembered", "stats", None, "a stat of each"),
     ]

@@ -1,4 +1,4 @@
-"""`vlmcache watch` over 200 repos: its CPU time and memory when idle, and how soon it tells.
+"""`vlmcache watch` over 200 repos: CPU time and memory when idle, and how soon it shows a change.
 
 The idle figures are those of the full screen in a pseudo-terminal, after the first seconds.
 """
@@ -39,7 +39,7 @@ def command(*options: str) -> list[str]:
 
 
 def drain(descriptor: int) -> None:
-    """Read what a terminal would, until its program ends."""
+    """Read what a program writes to its terminal, until it ends."""
     try:
         while os.read(descriptor, 1 << 16):
             pass
@@ -80,7 +80,7 @@ def measure_idle(environment: dict[str, str], seconds: float) -> tuple[float, li
 
 
 def measure_delays(environment: dict[str, str], cache: CacheBuilder) -> list[float]:
-    """Return seconds from the making of a partial download to the line that tells of it."""
+    """Return the seconds from the making of a partial download to the line that reports it."""
     process = subprocess.Popen(
         command("--json"), env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -93,8 +93,8 @@ def measure_delays(environment: dict[str, str], cache: CacheBuilder) -> list[flo
             began = time.monotonic()
             partial = cache.repo(f"org/model-{trial:03}").partial()
             for line in process.stdout:
-                told = json.loads(line)
-                if told["kind"] == "download-started" and told["path"] == str(partial):
+                event = json.loads(line)
+                if event["kind"] == "download-started" and event["path"] == str(partial):
                     break
             delays.append(time.monotonic() - began)
             partial.unlink()
@@ -105,7 +105,7 @@ def measure_delays(environment: dict[str, str], cache: CacheBuilder) -> list[flo
 
 
 def rows(setting: Setting) -> list[Row]:
-    """Measure the idle view and how soon it tells of a download."""
+    """Measure the idle view, and how soon it shows a download."""
     cache = build(setting.folder / "hub")
     environment = os.environ | {
         "HF_HUB_CACHE": str(cache.root),

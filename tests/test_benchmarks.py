@@ -6,7 +6,8 @@ from itertools import count
 
 import pytest
 
-from benchmarks.__main__ import PAGE, PARTS, written
+from benchmarks.__main__ import PAGE, PARTS
+from benchmarks.pages import written
 from benchmarks.pairs import Row, beyond_row, rounds, table, values_row, worst_row
 from benchmarks.quiet import LONGEST, Machine, Quiet
 

@@ -17,7 +17,7 @@ _GB = 1_000_000_000
 
 
 def check_model_cache(key: str) -> tuple[bool, str]:
-    """Return whether a model is cached completely, and one line that says so or what is missing.
+    """Return whether a model is cached completely, and a line that says so or what is missing.
 
     Args:
         key: a key of config.yaml or a repo id, with an optional `@revision`.
@@ -36,13 +36,13 @@ def check_model_cache(key: str) -> tuple[bool, str]:
 
 
 def delete_model_cache(repo_id: str) -> bool:
-    """Remove a model with all its revisions; nobody is asked.
+    """Remove a model with all its revisions, without asking.
 
     Args:
         repo_id: a repo id or a key of config.yaml; with `@revision` only that revision is removed.
 
     Returns:
-        Whether it was cached and is removed. If a process uses it, nothing is removed.
+        Whether it was cached and has been removed. If a process uses it, nothing is removed.
     """
     try:
         removal = remove(open_session(), [repo_id])
@@ -52,7 +52,7 @@ def delete_model_cache(repo_id: str) -> bool:
 
 
 def get_cache_info() -> dict[str, Any]:
-    """Return the cache in numbers: `model_count`, `total_size_gb` (10^9 bytes) and more."""
+    """Return figures on the cache: `model_count`, `total_size_gb` (10^9 bytes) and more."""
     state = scan(open_session().cache.dir)
     return {
         "cache_dir": state.dir,

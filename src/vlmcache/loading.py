@@ -18,15 +18,11 @@ from vlmcache.load import class_list, models, processors, quantized
 from vlmcache.load.device import CPU
 from vlmcache.load.disk import readers_for
 from vlmcache.load.explain import explained, require_packages
+from vlmcache.load.finder import ModelFinder
 from vlmcache.load.options import parse_one_attention, parse_one_precision
 from vlmcache.load.reader import ReadAhead
-from vlmcache.load.source import (
-    ModelFiles,
-    ModelFinder,
-    check_fits,
-    estimate_memory,
-    read_ahead_limit,
-)
+from vlmcache.load.residency import touch_all_weights
+from vlmcache.load.source import ModelFiles, check_fits, estimate_memory, read_ahead_limit
 
 if TYPE_CHECKING:
     from vlmcache.commands.pull.values import PlannedModel
@@ -49,8 +45,8 @@ def load_model(
 
     Args:
         key: a key of config.yaml or a repo id, with an optional `@revision`.
-        precision: fp32, fp16, bf16, int8 or int4; the configured one if not given, else the type in
-            which the weights are stored.
+        precision: fp32, fp16, bf16, int8 or int4; the configured one if not given, else the type
+            that the weights are stored in.
         device: `auto`, `cpu`, `cuda:0`, `xpu`, `mps`.
         trust_remote_code: whether Python code of the repo may run. Without it that is allowed only
             where config.yaml says so and pins a commit.
@@ -60,7 +56,7 @@ def load_model(
         cache_dir: the hub cache, as with `--cache-dir`.
 
     Returns:
-        The model, and its processor (`None` for a repo without any).
+        The model, and its processor (`None` for a repo without one).
 
     Raises:
         UnloadableError: the model cannot be loaded with these settings.
@@ -86,8 +82,8 @@ def load_from(
     trust_remote_code: bool,
     attention: str | None,
 ) -> tuple[Any, Any]:
-    """Do what `load_model` does, of a session that is open."""
-    wanted = None if precision is None else parse_one_precision(precision)
+    """Do what `load_model` does, for a session that is open."""
+    chosen_precision = None if precision is None else parse_one_precision(precision)
     attention = parse_one_attention(attention)
 
     def find() -> ModelFiles:
@@ -98,7 +94,7 @@ def load_from(
             for_application=True,
             attention=attention,
         )
-        return finder.find(key, wanted)[1]
+        return finder.find(key, chosen_precision)[1]
 
     require_packages()
     try:
@@ -131,7 +127,7 @@ def load_from(
 
 
 def _load(source: ModelFiles, device: str, home: str) -> tuple[Any, Any, list[str]]:
-    """Return the model of a source, its processor, and what the user should know of it.
+    """Return the model of a source, its processor, and notes for the user.
 
     Args:
         source: the model's files.
@@ -139,9 +135,9 @@ def _load(source: ModelFiles, device: str, home: str) -> tuple[Any, Any, list[st
         home: vlmcache's own folder.
 
     Raises:
-        UnloadableError: one cannot be loaded.
+        UnloadableError: it cannot be loaded with these settings.
     """
-    # Nothing of torch is imported yet, and what is read ahead changes no answer.
+    # torch cannot be asked: it is imported only after the reading has begun.
     on_cpu = device == CPU or (device == "auto" and not has_accelerator())
     need = estimate_memory(source, accelerator=not on_cpu)
     if on_cpu:
@@ -154,7 +150,7 @@ def _load(source: ModelFiles, device: str, home: str) -> tuple[Any, Any, list[st
             processor = processors.load_processor(source)
             model = models.build_model(source, device, notes=notes)
             reading.wait()
-            models.touch_all_weights(model)
+            touch_all_weights(model)
             models.refuse_non_finite(source, model)
     finally:
         reading.halt()

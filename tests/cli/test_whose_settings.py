@@ -13,7 +13,7 @@ from tests.kit.commands import Done, Vlmcache, offline_without_torch, run_here, 
 from vlmcache import loading
 from vlmcache.config import CacheLocation, Session, load_config, read_environment
 from vlmcache.errors import ExitCode
-from vlmcache.load.source import ModelFinder
+from vlmcache.load.finder import ModelFinder
 
 
 class Here(Place):

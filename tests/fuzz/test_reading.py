@@ -31,7 +31,7 @@ from vlmcache.cache.state import TreeFile
 from vlmcache.cache.weights import read_header
 from vlmcache.change.names import NamingOptions, find_targets
 from vlmcache.commands.backup.backup import backup
-from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, problem_of
+from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, restore_problem
 from vlmcache.commands.backup.restore import restore
 from vlmcache.commands.backup.tar import Reader
 from vlmcache.commands.status.filters import parse_filter
@@ -544,7 +544,7 @@ BOMBED = SavedRepo("model", "org/name", {"a" * 64: SavedBlob(1, "a" * 64)}, {}, 
 )
 def test_a_name_of_many_folders_is_refused_in_one_line(name: str) -> None:
     snapshots = {COMMIT: {name: "a" * 64, "y": "a" * 64}}
-    problem = problem_of(msgspec.structs.replace(BOMBED, snapshots=snapshots))
+    problem = restore_problem(msgspec.structs.replace(BOMBED, snapshots=snapshots))
     assert problem is not None
     assert len(problem) < 200
     listed = TreeFile(1, "a" * 40)

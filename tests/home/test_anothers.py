@@ -18,7 +18,7 @@ from vlmcache.commands.verify.verify import verify
 from vlmcache.config import open_session
 from vlmcache.home import copies
 from vlmcache.home.journal import FILE, Journal
-from vlmcache.load import quantized
+from vlmcache.load import scratch
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32" or os.geteuid() != 0, reason="another user's files need root"
@@ -164,7 +164,7 @@ def test_no_copies_are_made_or_removed_in_a_users_home(user: Path, outside: Path
     assert (outside.parent / "models--org--name" / "kept").exists()
     with (
         pytest.raises(PermissionError, match="VLMCACHE_HOME"),
-        quantized.new_folder(str(user / "quantized-new")),
+        scratch.new_folder(str(user / "quantized-new")),
     ):
         pass
     assert os.listdir(user) == [copies.FOLDER]

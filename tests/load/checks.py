@@ -36,7 +36,7 @@ from vlmcache.errors import (
     UnloadableError,
     UnsupportedPrecisionError,
 )
-from vlmcache.load import models
+from vlmcache.load import models, residency
 
 HOME = os.environ["VLMCACHE_HOME"]
 CACHE = CacheBuilder(Path(os.environ["HF_HOME"]) / "hub")
@@ -104,7 +104,7 @@ def loaders_give_the_same_logits(loader: str) -> None:
 
     source = read_source(str(snapshot("tiny/qwen2_vl")), model="tiny", precision="bf16")
     left = models.build_model(source, "cpu", loader=loader)  # type: ignore[arg-type]
-    models.touch_all_weights(left)
+    residency.touch_all_weights(left)
     assert torch.equal(models.first_token(left), models.first_token(plain("qwen2_vl", "bf16")))
 
 
@@ -122,7 +122,7 @@ def sharded_weights_load() -> None:
     assert torch.equal(models.first_token(model), models.first_token(plain("qwen2", "fp32")))
 
 
-def missing_weights_are_told() -> None:
+def missing_weights_are_reported() -> None:
     with raises(DamagedWeightsError, "are not in its files: model.layers.1"):
         vlmcache.load_model("tiny/lacking", "fp32", "cpu")
 
@@ -147,7 +147,7 @@ def a_tokenizer_is_returned() -> None:
     assert processor("a b")["input_ids"] == [3, 4]
 
 
-def a_vision_model_with_but_a_tokenizer_has_that() -> None:
+def a_vision_model_with_only_a_tokenizer_has_that() -> None:
     _, processor = vlmcache.load_model("tiny/vision-with-tokenizer", "fp32", "cpu")
     assert processor("a b")["input_ids"] == [3, 4]
 
@@ -235,7 +235,7 @@ def what_a_loader_reads_while_the_model_is_built_counts_as_reading() -> None:
     from vlmcache.load import pinned, worker
 
     now = 0.0
-    original = pinned.read
+    original = pinned.read_pinned
 
     def slow(*arguments: Any) -> Any:
         nonlocal now
@@ -243,7 +243,7 @@ def what_a_loader_reads_while_the_model_is_built_counts_as_reading() -> None:
         return original(*arguments)
 
     clock = mock.Mock(monotonic=lambda: now)
-    with mock.patch.object(pinned, "read", slow), mock.patch.object(worker, "time", clock):
+    with mock.patch.object(pinned, "read_pinned", slow), mock.patch.object(worker, "time", clock):
         answer = a_trial("pinned")
     assert answer["phases"]["read"] == 100.0
     assert answer["phases"]["build"] == 0.0
@@ -259,7 +259,7 @@ def decoding_is_warmed_up_before_it_is_timed() -> None:
     assert counts == [worker._WARM_UP, 1, 20]
 
 
-def an_absent_device_is_told() -> None:
+def an_absent_device_is_reported() -> None:
     with raises(NoDeviceError, "no device 'cuda:7'") as error:
         vlmcache.load_model("tiny/qwen2", "fp32", "cuda:7")
     assert "cpu" in str(error[0].hint)
@@ -270,7 +270,7 @@ def a_quantized_model_is_not_quantized_again() -> None:
         vlmcache.load_model("tiny/quantized", "int4", "cpu")
 
 
-def bitsandbytes_says_nothing_of_no_use() -> None:
+def bitsandbytes_prints_nothing_useless() -> None:
     said = io.StringIO()
     handler = logging.StreamHandler(said)
     logging.getLogger("bitsandbytes").addHandler(handler)
@@ -279,7 +279,7 @@ def bitsandbytes_says_nothing_of_no_use() -> None:
     assert said.getvalue() == forks.SAID.getvalue() == ""
 
 
-def collecting_goes_on_after_a_load() -> None:
+def collecting_continues_after_a_load() -> None:
     vlmcache.load_model("tiny/qwen2", "fp32", "cpu")
     assert gc.isenabled()
 
@@ -326,19 +326,19 @@ def checks(which: str, *pairs: str) -> Iterator[tuple[str, Callable[[], None]]]:
     for check in (
         own_code_runs_only_when_allowed,
         sharded_weights_load,
-        missing_weights_are_told,
+        missing_weights_are_reported,
         a_processor_needs_no_torchvision_for_images_and_text,
         a_tokenizer_is_returned,
-        a_vision_model_with_but_a_tokenizer_has_that,
+        a_vision_model_with_only_a_tokenizer_has_that,
         the_class_that_the_configuration_names_is_loaded,
         tokens_that_cannot_be_generated_are_no_failure,
         plain_leaves_the_collector_alone_and_named_loaders_do_not,
         what_a_loader_reads_while_the_model_is_built_counts_as_reading,
         decoding_is_warmed_up_before_it_is_timed,
-        an_absent_device_is_told,
+        an_absent_device_is_reported,
         a_quantized_model_is_not_quantized_again,
-        bitsandbytes_says_nothing_of_no_use,
-        collecting_goes_on_after_a_load,
+        bitsandbytes_prints_nothing_useless,
+        collecting_continues_after_a_load,
         every_weight_is_resident_afterwards,
         the_use_is_remembered,
     ):

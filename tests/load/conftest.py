@@ -21,7 +21,7 @@ MAKE = """
 import json, sys
 from vlmcache.load import synthetic
 for folder, config in json.loads(sys.argv[1]).items():
-    synthetic.make(folder, config)
+    synthetic.make_model(folder, config)
 """
 
 

@@ -16,7 +16,7 @@ import vlmcache
 from tests.kit.caches import CacheBuilder
 from vlmcache.errors import NoDeviceError, UnsupportedPrecisionError
 from vlmcache.home import copies
-from vlmcache.load import models, outcome, quantized
+from vlmcache.load import models, outcome, quantized, scratch
 from vlmcache.load.source import read_source
 
 HOME = os.environ["VLMCACHE_HOME"]
@@ -31,7 +31,7 @@ def a_copy_that_cannot_be_loaded_is_set_aside() -> None:
     right = os.path.join(HOME, "right")
     models.build_model(source, "cpu").save_pretrained(right)
     for key in ("intermediate_size", "hidden_size"):
-        with quantized.new_folder(os.path.join(HOME, copies.FOLDER)) as making:
+        with scratch.new_folder(os.path.join(HOME, copies.FOLDER)) as making:
             shutil.copytree(right, making, dirs_exist_ok=True)
             config = Path(making) / "config.json"
             content = json.loads(config.read_text())
@@ -66,7 +66,7 @@ def outcomes_differ_in_weights_and_in_logits() -> None:
     torch.save(saved | {"logits": saved["logits"] + 1e-7}, path)
     assert "logits differ" in str(outcome.difference(model, path))
     torch.save(saved | {"logits": saved["logits"][:, :2]}, path)
-    assert "in place of" in str(outcome.difference(model, path))
+    assert "instead of" in str(outcome.difference(model, path))
     model = vlmcache.load_model("tiny/qwen2", "bf16", "cpu")[0].float()
     outcome.save(model, path)
     with torch.no_grad():

@@ -461,7 +461,7 @@ def pickled_weights_that_would_run_code_say_so_and_others_are_damaged() -> None:
 
 
 @check
-def weights_of_mlx_beside_a_configuration_of_transformers_say_so() -> None:
+def weights_of_mlx_next_to_a_configuration_of_transformers_say_so() -> None:
     def pack(tensors: dict[str, Any]) -> None:
         tensors["model.embed_tokens.weight"] = torch.zeros(64, 4, dtype=torch.uint32)
 

@@ -162,7 +162,7 @@ def own_code(modeling: str) -> dict[str, Content]:
 
 
 @needs_torch
-def test_each_failure_is_told_and_none_takes_the_others_results_along(
+def test_each_failure_is_reported_and_none_costs_the_results_of_others(
     tiny_world: World,
 ) -> None:
     cache = tiny_world.cache
@@ -272,7 +272,7 @@ def test_without_torch_one_line_says_what_to_install(
 
 @pytest.mark.full
 @needs_bitsandbytes
-def test_a_kept_copy_is_measured_beside_quantizing_at_load(tiny_world: World) -> None:
+def test_a_kept_copy_is_measured_next_to_quantizing_at_load(tiny_world: World) -> None:
     code, made = tiny_world.document("quantize", "tiny/qwen3_vl", "--precision", "int8")
     assert code == 0
     assert made["made"] is True
@@ -293,18 +293,18 @@ def test_a_kept_copy_is_measured_beside_quantizing_at_load(tiny_world: World) ->
     assert not Path(made["path"]).exists()
 
 
-def test_a_child_that_is_killed_is_told_of() -> None:
+def test_a_child_that_is_killed_is_reported() -> None:
     with pytest.raises(CrashedError, match="was killed") as caught:
         raise crash("tiny", -signal.SIGKILL, [])
     assert caught.value.hint is not None
 
 
-def test_a_child_without_an_answer_is_told_of_with_its_last_words() -> None:
+def test_a_child_without_an_answer_is_reported_with_its_last_words() -> None:
     with pytest.raises(UnloadableError, match="KeyError: 'no-such-task'"):
         run_child({"task": "no-such-task"}, "tiny")
 
 
-def test_a_model_that_does_not_fit_is_told_with_a_precision_that_does(tmp_path: Path) -> None:
+def test_a_model_that_does_not_fit_is_reported_with_a_precision_that_does(tmp_path: Path) -> None:
     header = {"layer.weight": {"dtype": "F32", "shape": [1000, 1000], "data_offsets": [0, 4000000]}}
     encoded = json.dumps(header).encode()
     (tmp_path / "model.safetensors").write_bytes(
@@ -368,7 +368,7 @@ def test_load_model_downloads_what_is_not_cached(tiny_world: World) -> None:
     assert tiny_world.torch(code) == "Qwen2ForCausalLM\n"
 
 
-def test_the_loader_is_the_one_that_was_faster_here_beyond_the_spread(world: World) -> None:
+def test_the_loader_is_the_one_that_was_clearly_faster_on_this_machine(world: World) -> None:
     home = str(world.root / "own")
     machine = conditions.describe_machine((), str(world.root))
     source = read_source_of_nothing(world.root)
@@ -405,18 +405,18 @@ def read_source_of_nothing(folder: Path) -> ModelFiles:
 
 
 @linux_only
-def test_a_loader_that_reads_around_the_memory_has_no_warm_load(tmp_path: Path) -> None:
+def test_a_loader_that_bypasses_the_page_cache_has_no_warm_load(tmp_path: Path) -> None:
     source = read_source_of_nothing(tmp_path)
     if not conditions.counts_reads(source.folder):
         pytest.skip("no block device below")
     said = trials._why_not_read(source, "fastsafetensors", "warm", source.bytes)
-    assert "fastsafetensors reads around it (direct I/O)" in str(said)
+    assert "fastsafetensors bypasses it (direct I/O)" in str(said)
     assert trials._why_not_read(source, "fastsafetensors", "cold", source.bytes) is None
     assert "another process was reading" in str(trials._why_not_read(source, "plain", "cold", 0))
     assert trials._why_not_read(source, "plain", "warm", None) is None
 
 
-def test_the_libraries_files_are_those_beside_torch_and_transformers() -> None:
+def test_the_libraries_files_are_those_next_to_torch_and_transformers() -> None:
     pytest.importorskip("torch", reason="needs torch: pip install 'vlmcache[load]'")
     files = set(conditions.library_files())
     import importlib.util

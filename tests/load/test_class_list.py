@@ -143,7 +143,7 @@ def test_a_home_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
     assert class_list._read(str(tmp_path / "file" / class_list.FILE), KEY) is None
 
 
-def test_an_installation_beside_which_no_metadata_lies_is_searched_each_time(
+def test_an_installation_without_metadata_next_to_it_is_searched_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "transformers" / "models").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from vlmcache.config import open_session
 from vlmcache.errors import UnloadableError
 from vlmcache.home.copies import failure
 from vlmcache.load import bench, conditions, disturbance
-from vlmcache.load.disturbance import Counters, Disturbance, measure, why_disturbed
+from vlmcache.load.disturbance import Counters, Disturbance, disturbance_between, why_disturbed
 from vlmcache.load.judging import mark_slow, short_of, summarize
 from vlmcache.load.options import LoadTestOptions
 from vlmcache.load.report import LoadReport, Spread, Temperature, Trial
@@ -40,7 +41,7 @@ def found(
     busy: float | None, waited: float | None, *, ours: float = 8.0, quota: bool = False, **more: Any
 ) -> Disturbance:
     """What a load of 10 s on 2 processors is told of, its own work taking 8 s of them."""
-    return measure(
+    return disturbance_between(
         counted(100.0, None),
         counted(None if busy is None else 100.0 + busy, waited, **more),
         seconds=10.0,
@@ -55,7 +56,7 @@ def found(
     [
         (found(8.0, 0.1), None),
         (found(9.9, 0.9), None),
-        (found(9.5, 1.4), "for 14% of its time it waited for a processor that others held"),
+        (found(9.5, 1.4), "for 14% of its time it waited for a processor in use by others"),
         (found(11.0, 0.0), "other processes used 15% of the processors"),
         # It waited, and nobody else was there to wait for: its own threads were.
         (found(8.0, 5.0), None),
@@ -84,7 +85,7 @@ def test_a_trial_is_disturbed_by_what_others_did_and_by_nothing_else(
 def test_whatever_is_counted_the_shares_make_sense(
     busy: float | None, waited: float | None, ours: float, seconds: float, quota: bool
 ) -> None:
-    what = measure(
+    what = disturbance_between(
         counted(0.0, None), counted(busy, waited), seconds=seconds, ours=ours, cores=2, quota=quota
     )
     assert what.others is None or 0 <= what.others <= 1
@@ -166,7 +167,7 @@ def test_only_what_was_disturbed_is_repeated() -> None:
 
 
 class Scripted(Run):
-    """A run whose trials are told beforehand."""
+    """A run whose trials end as scripted."""
 
     def __init__(self, source: Any, loader: Any, need: Any, home: str | None = None) -> None:
         super().__init__(source, loader, need, home)
@@ -180,6 +181,8 @@ class Scripted(Run):
         step = self.script.pop(0) if self.script else "fine"
         if step == "copy fails" and self.source.kind == "copy":
             raise UnloadableError("no such layer")
+        if step == "disk fails":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), self.source.folder)
         if step == "stop":
             raise STOP
         made = trial(temperature, start=0.0, read=1.0)
@@ -215,7 +218,7 @@ def source_in(folder: Path, **changes: Any) -> ModelFiles:
     return msgspec.structs.replace(source, **changes)
 
 
-def test_disturbed_trials_are_repeated_as_many_times_again_at_most(
+def test_at_most_as_many_trials_again_replace_disturbed_ones(
     measuring: bench._Bench, tmp_path: Path
 ) -> None:
     measuring.options = LoadTestOptions(trials=3, cold=False)
@@ -260,6 +263,19 @@ def test_a_copy_that_no_loader_loads_is_set_aside_where_its_original_loads(
     measuring.measure(None, source)
     assert [one.message for one in measuring.failures] == ["no such layer"] * len(fails)
     assert failure(copy.folder) == ("no such layer" if len(fails) == 2 else None)
+
+
+def test_no_more_trials_are_counted_of_a_model_whose_files_cannot_be_read(
+    measuring: bench._Bench, tmp_path: Path
+) -> None:
+    SCRIPT["plain"] = ["fine", "disk fails"]
+    measuring.options = LoadTestOptions(trials=3, cold=False, loaders=("plain",))
+    measuring.measure(None, source_in(tmp_path / "model"))
+    (failed,) = measuring.failures
+    assert failed.message == f"m: {os.strerror(errno.EIO)}: {tmp_path / 'model'}"
+    (kept,) = measuring.results
+    assert len(kept.trials) == 1
+    assert (measuring.schedule.made, measuring.schedule.count) == (1, 1)
 
 
 def test_an_interrupted_load_test_keeps_what_was_measured_before(
@@ -341,7 +357,7 @@ def test_a_loader_whose_extra_memory_is_not_there_is_refused_beforehand(
     source = source_in(tmp_path / "model", precision="fp32")
     # As for `load_model`, only what is held has to fit.
     need = estimate_memory(source).held.total
-    monkeypatch.setattr(bench, "available_memory", lambda: need + 100)
+    monkeypatch.setattr("vlmcache.load.trials.available_memory", lambda: need + 100)
     measuring._take_turns(None, [(source, "plain"), (source, "pinned")])
     assert [one.loader for one in measuring.results] == ["plain"]
     assert [(one.code, one.loader) for one in measuring.failures] == [

@@ -86,9 +86,8 @@ def of_an_old_version() -> None:
 
 MISSING = "org/model: a package is missing: surely_absent"
 UNFIT = (
-    "org/model: the package msgspec 0.1 is not the one that is needed: msgspec>=9.8 is required for"
-    " a normal functioning of this module, but found msgspec==0.1. Try: `pip install"
-    " transformers -U`"
+    "org/model: the installed msgspec 0.1 does not fit: msgspec>=9.8 is required for a normal"
+    " functioning of this module, but found msgspec==0.1. Try: `pip install transformers -U`"
 )
 CASES: tuple[tuple[Callable[[], None], str, str], ...] = (
     (missing, MISSING, install_package("surely_absent")),
@@ -109,7 +108,7 @@ CASES: tuple[tuple[Callable[[], None], str, str], ...] = (
     (
         broken_below,
         "org/model: a package is broken: RuntimeError: operator torchvision::nms does not exist",
-        "install again what that names",
+        "reinstall the package that this names",
     ),
     (
         of_a_quantization,
@@ -189,7 +188,9 @@ def test_the_torchvision_to_install_is_the_one_of_the_installed_torch(
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4", "fp16"])
-def test_what_does_not_fit_is_told_no_precision_that_takes_more(precision: str) -> None:
+def test_no_hint_for_a_model_that_does_not_fit_names_a_precision_that_takes_more(
+    precision: str,
+) -> None:
     import msgspec
 
     source = msgspec.structs.replace(SOURCE, precision=precision)

@@ -11,8 +11,8 @@ import vlmcache
 from tests.kit.caches import CacheBuilder, model_files
 from tests.kit.contents import Content
 from vlmcache.errors import UnloadableError
+from vlmcache.load.finder import ModelFinder
 from vlmcache.load.layouts import other_format
-from vlmcache.load.source import ModelFinder
 
 CONFIG = b'{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}'
 OF_TRANSFORMERS = "an architecture of transformers"
@@ -90,7 +90,7 @@ LAYOUTS: dict[str, tuple[dict[str, Content], str, str]] = {
     ),
     "comfyui": (
         {"flux1-dev.safetensors": b"x"},
-        f"org/model: its weights are without a config.json that names {OF_TRANSFORMERS}, {NEITHER}",
+        f"org/model: its weights have no config.json that names {OF_TRANSFORMERS}, {NEITHER}",
         "what loads it: the program that its page names, such as ComfyUI",
     ),
 }

@@ -103,7 +103,9 @@ except vlmcache.VlmcacheError as error:
 def test_a_model_that_fits_its_limit_is_loaded_and_no_other(world: World) -> None:
     made = world.root / "big"
     config = CONFIG | {"num_hidden_layers": 2, "intermediate_size": 15000}
-    world.python(f"from vlmcache.load import synthetic; synthetic.make({str(made)!r}, {config!r})")
+    world.python(
+        f"from vlmcache.load import synthetic; synthetic.make_model({str(made)!r}, {config!r})"
+    )
     weights = made / "model.safetensors"
     size = weights.stat().st_size
     assert 1_400_000_000 < size < 1_460_000_000

@@ -1,4 +1,4 @@
-"""Models load as transformers itself loads them, at each precision; what cannot be is told."""
+"""Models load as transformers loads them, at each precision; what is impossible is reported."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_kept_copy_has_the_logits_of_quantizing_and_is_not_used_once_damaged(
 
 
 @pytest.mark.parametrize("loader", ["pinned", "fastsafetensors", "runai"])
-def test_other_readers_give_the_same_logits(outcomes: dict[str, str | None], loader: str) -> None:
+def test_other_loaders_give_the_same_logits(outcomes: dict[str, str | None], loader: str) -> None:
     assert_done(outcomes, f"loader {loader}")
 
 
@@ -177,19 +177,19 @@ def test_other_readers_give_the_same_logits(outcomes: dict[str, str | None], loa
     [
         "own_code_runs_only_when_allowed",
         "sharded_weights_load",
-        "missing_weights_are_told",
+        "missing_weights_are_reported",
         "a_processor_needs_no_torchvision_for_images_and_text",
         "a_tokenizer_is_returned",
-        "a_vision_model_with_but_a_tokenizer_has_that",
+        "a_vision_model_with_only_a_tokenizer_has_that",
         "the_class_that_the_configuration_names_is_loaded",
         "tokens_that_cannot_be_generated_are_no_failure",
         "plain_leaves_the_collector_alone_and_named_loaders_do_not",
         "what_a_loader_reads_while_the_model_is_built_counts_as_reading",
         "decoding_is_warmed_up_before_it_is_timed",
-        "an_absent_device_is_told",
+        "an_absent_device_is_reported",
         "a_quantized_model_is_not_quantized_again",
-        "bitsandbytes_says_nothing_of_no_use",
-        "collecting_goes_on_after_a_load",
+        "bitsandbytes_prints_nothing_useless",
+        "collecting_continues_after_a_load",
         "every_weight_is_resident_afterwards",
         "the_use_is_remembered",
     ],

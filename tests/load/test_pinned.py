@@ -52,7 +52,7 @@ def test_tensors_are_those_of_the_files_however_they_are_cut(
 ) -> None:
     monkeypatch.setattr(pinned, "PIECE", piece)
     paths = weights(tmp_path)
-    same(pinned.read(paths, {"": "cpu"}), paths)
+    same(pinned.read_pinned(paths, {"": "cpu"}), paths)
 
 
 class Device:
@@ -133,7 +133,7 @@ def test_a_buffer_is_filled_again_only_once_its_copy_is_done(
     paths = weights(tmp_path)
     tensors, pieces = pinned._lay_out(paths[0], {"": "cpu"})
     # The memory is the CPU's here, and its buffers cannot be pinned.
-    monkeypatch.setattr(pinned, "_name", lambda _device: "cuda:0")
+    monkeypatch.setattr(pinned, "full_name", lambda _device: "cuda:0")
     monkeypatch.setattr(torch, "empty", unpinned)
     pinned._work(iter(pieces), {"cuda:0": queue})
     queue.finish()
@@ -149,13 +149,13 @@ def test_a_tensor_goes_to_the_device_of_the_longest_module_that_it_is_in() -> No
     assert {name: pinned._device_of(name, where) for name in names} == names
 
 
-def test_a_type_that_torch_lacks_is_told(tmp_path: Path) -> None:
+def test_a_type_that_torch_does_not_have_is_reported(tmp_path: Path) -> None:
     header = {"w": {"dtype": "F8_E8M0", "shape": [4], "data_offsets": [0, 4]}}
     encoded = json.dumps(header).encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + b"1234")
-    with pytest.raises(UnloadableError, match="knows no F8_E8M0"):
-        streams.read("pinned", [str(path)], {"": "cpu"})
+    with pytest.raises(UnloadableError, match="cannot read F8_E8M0"):
+        streams.read_weights("pinned", [str(path)], {"": "cpu"})
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_type_that_torch_lacks_is_told(tmp_path: Path) -> None:
         ("runai", True, False, (200, 0)),
     ],
 )
-def test_what_a_loader_takes_beside_the_model_is_known(
+def test_the_memory_that_a_loader_takes_in_addition_to_the_model_is_known(
     loader: Any, converted: bool, on_device: bool, extra: tuple[int, int]
 ) -> None:
     found = streams.extra_memory(loader, 100, converted=converted, on_device=on_device)

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmcache.load.live import Progressing
-from vlmcache.load.steps import Schedule, Step
+from vlmcache.load.steps import Step, TrialSchedule
 from vlmcache.show import live
 
 BAR = ("#", "-")
 
 
 def test_what_is_left_is_estimated_from_trials_of_the_same_kind_first() -> None:
-    schedule = Schedule()
+    schedule = TrialSchedule()
     for run in ("a", "b"):
         schedule.plan(run, "cold", 3)
         schedule.plan(run, "warm", 3)
@@ -41,7 +41,7 @@ def test_what_is_left_is_estimated_from_trials_of_the_same_kind_first() -> None:
 def test_whatever_was_measured_no_more_is_left_than_trials_are_planned(
     took: list[tuple[str, str, float]],
 ) -> None:
-    schedule = Schedule()
+    schedule = TrialSchedule()
     for run in "abc":
         schedule.plan(run, "cold", 5)
     for run, kind, seconds in took:
@@ -67,7 +67,7 @@ STEP = Step(
 )
 
 
-def test_lines_say_the_trial_the_time_that_went_by_the_time_left_and_the_figures() -> None:
+def test_lines_show_the_trial_the_elapsed_time_the_time_left_and_the_figures() -> None:
     shown = progressing(STEP, elapsed=20.0, since=5.0)
     assert shown.lines(80, BAR) == [
         "cold load of org/model bf16, readahead",
@@ -93,8 +93,8 @@ def test_a_trial_that_takes_longer_than_estimated_is_never_less_than_a_second_fr
 
 
 def test_before_the_first_trial_no_time_left_is_made_up() -> None:
-    shown = progressing(Step("quantizing", 1, 3, "step"), 7.0, 7.0)
-    assert shown.line() == "step 1 of 3: quantizing; 0:07"
+    shown = progressing(Step("cold load", 1, 3), 7.0, 7.0)
+    assert shown.line() == "trial 1 of 3: cold load; 0:07"
     assert Progressing().line() == ""
 
 

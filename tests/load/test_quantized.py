@@ -28,7 +28,7 @@ from vlmcache.errors import (
     UsageError,
 )
 from vlmcache.home import copies
-from vlmcache.load import quantized
+from vlmcache.load import quantized, scratch
 from vlmcache.load.source import ModelFiles, read_source
 from vlmcache.progress import Tally
 
@@ -45,7 +45,7 @@ def source(tmp_path: Path, commit: str = COMMIT) -> ModelFiles:
 
 
 def keep(home: Path, of: ModelFiles) -> copies.KeptCopy:
-    with quantized.new_folder(str(home / copies.FOLDER)) as making:
+    with scratch.new_folder(str(home / copies.FOLDER)) as making:
         config = Path(making) / "config.json"
         config.write_text('{"model_type": "qwen2", "quantization_config": {}}')
         config.with_name("model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
@@ -145,12 +145,12 @@ def test_what_a_killed_process_was_making_is_cleared_away(tmp_path: Path) -> Non
     root = tmp_path / copies.FOLDER
     gone = done.stdout.strip()
     for owner in (gone, f"{gone}-old", os.getpid()):
-        left = root / f"{quantized.MAKING}{owner}"
+        left = root / f"{scratch.MAKING}{owner}"
         left.mkdir(parents=True)
         (left / "model.safetensors").touch()
-    running = root / f"{quantized.MAKING}{os.getppid()}"
+    running = root / f"{scratch.MAKING}{os.getppid()}"
     running.mkdir()
-    with quantized.new_folder(str(root)) as making:
+    with scratch.new_folder(str(root)) as making:
         assert {entry.name for entry in root.iterdir()} == {running.name, os.path.basename(making)}
         assert os.listdir(making) == []
     assert running.exists()
@@ -158,7 +158,7 @@ def test_what_a_killed_process_was_making_is_cleared_away(tmp_path: Path) -> Non
 
 def test_two_copies_are_made_at_once_in_folders_of_their_own(tmp_path: Path) -> None:
     root = str(tmp_path / copies.FOLDER)
-    with quantized.new_folder(root) as left, quantized.new_folder(root) as right:
+    with scratch.new_folder(root) as left, scratch.new_folder(root) as right:
         assert left != right
         assert os.path.isdir(left)
         assert os.path.isdir(right)
@@ -245,7 +245,7 @@ def test_a_copy_that_is_set_aside_is_not_used_and_status_says_why(world: World) 
 
 
 @pytest.mark.parametrize("kind", UnloadableError.__subclasses__())
-def test_only_failures_that_can_be_the_copys_are_held_against_it(
+def test_only_failures_that_can_be_the_copys_fault_count_against_it(
     tmp_path: Path, kind: type[UnloadableError]
 ) -> None:
     snapshot = source(tmp_path)
@@ -272,7 +272,7 @@ def test_no_hint_names_a_precision_that_is_refused_or_was_tried(
     assert [word in named for word in ("fp16", "int8", "int4")] == [False, False, smaller]
 
 
-def test_the_plan_of_a_removal_names_the_copies_that_go(world: World) -> None:
+def test_the_plan_of_a_removal_names_the_copies_that_are_removed(world: World) -> None:
     commit = world.cache.repo("org/name").revision({"config.json": b"{}"})
     kept = keep(world.root / "own", source(world.root, commit))
     keep(world.root / "own", source(world.root, OTHER))

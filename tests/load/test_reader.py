@@ -220,7 +220,7 @@ def test_a_number_of_readers_that_nobody_would_measure_does_not_count(
 
 
 @linux_only
-def test_disks_that_turn_get_one_reader_and_networks_several(
+def test_rotational_disks_get_one_reader_and_networks_several(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mount = mount_of(weights)
@@ -243,7 +243,7 @@ def test_disks_that_turn_get_one_reader_and_networks_several(
 )
 @pytest.mark.parametrize("partition", [False, True])
 @linux_only
-def test_the_kernel_tells_which_disks_turn(
+def test_the_kernel_says_which_disks_are_rotational(
     device: str, flag: str, turns: bool, partition: bool, tmp_path: Path
 ) -> None:
     block = tmp_path / "devices" / device
@@ -259,7 +259,7 @@ def test_the_kernel_tells_which_disks_turn(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
-def test_each_reader_takes_one_part_of_each_file_and_together_they_take_it_all(count: int) -> None:
+def test_each_reader_reads_one_part_of_each_file_and_together_they_read_it_all(count: int) -> None:
     huge = page_cache.HUGE_PAGE
     files = [("a", 10 * huge + 123), ("b", 5), ("c", 0), ("d", 3 * huge), ("e", 99 * huge - 1)]
     given = [(name, size, name == "e") for name, size in files]

@@ -1,4 +1,4 @@
-"""What figures say is told with the spread in mind, and only of machines that are alike."""
+"""Verdicts take the spread into account, and only machines that are alike are compared."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_the_copy_to_a_device_can_be_the_limit() -> None:
     assert summarize(result(loads), Disk(4e9, 4e9, 1), 1e9, 8_000_000_000).limit_seconds == 8.0
 
 
-def test_warm_loads_alone_are_not_held_against_the_disk() -> None:
+def test_warm_loads_alone_are_not_compared_with_the_disk() -> None:
     whole = summarize(result(trial("warm", start=1.0, build=1.0)), Disk(1e6, 1e6, 1), None, 0)
     assert whole.efficiency == pytest.approx(0.5)
 
@@ -165,7 +165,7 @@ def test_phases_are_medians_in_the_order_in_which_they_come() -> None:
         ),
     ],
 )
-def test_a_sentence_says_what_dominates_and_what_to_do(
+def test_a_sentence_says_what_takes_longest_and_what_to_do(
     phases: dict[str, float], changes: dict[str, Any], verdict: str, advice: str
 ) -> None:
     bare = result(trial("cold", **phases), cold=Spread(9.0, 9.0, 9.0, 1), **changes)
@@ -240,7 +240,7 @@ def test_a_report_without_a_machine_is_not_compared() -> None:
     assert not compare(report(5.0, machine=None), report(5.0)).alike
 
 
-def test_the_weights_speed_stands_beside_the_disks_and_the_memorys() -> None:
+def test_the_weights_speed_is_compared_with_the_disks_and_the_memorys() -> None:
     machine = msgspec.structs.replace(MACHINE, memory_speed=8e9)
     cold, warm = trial("cold", build=5.0, read=4.0), trial("warm", read=1.0)
     whole = summarize(result(cold, warm), Disk(1e9, 2e9, 1), None, 0, machine=machine)

@@ -1,4 +1,4 @@
-"""Reports are kept whole, compared, drawn, and refused before anything is measured."""
+"""Reports are saved, compared, drawn, and refused before anything is measured."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"results": 1}', '{"schema": "x"}'])
-def test_what_is_no_report_is_refused_in_one_line(world: World, content: str | None) -> None:
+def test_a_file_that_is_not_a_report_is_refused_in_one_line(
+    world: World, content: str | None
+) -> None:
     path = world.root / "old.json"
     if content is not None:
         path.write_text(content)
@@ -63,7 +65,7 @@ def test_what_is_no_report_is_refused_in_one_line(world: World, content: str | N
     ("arguments", "words"),
     [
         (("--save", "nowhere/x.json"), "nowhere/x.json: cannot be written there"),
-        (("--plot", "x.pdf"), "x.pdf: a plot is a .png or .svg file"),
+        (("--plot", "x.pdf"), "x.pdf: a plot must be a .png or .svg file"),
         (("--plot", "nowhere/x.svg"), "nowhere/x.svg: cannot be written there"),
         (("--precision", "int3"), "'int3' is not one of"),
         (("--loader", "magic"), "no loader 'magic'"),
@@ -107,7 +109,7 @@ def test_failures_without_any_result_end_with_the_code_of_the_first() -> None:
     assert report(1.0).ids == ["m bf16 readahead"]
 
 
-def test_earlier_results_are_remembered_latest_first_and_told_by_name(world: World) -> None:
+def test_earlier_results_are_remembered_latest_first_and_shown_by_name(world: World) -> None:
     home = str(world.root / "own")
     at = datetime(2026, 1, 1, tzinfo=timezone.utc)
     with Journal(home) as memory:
@@ -127,9 +129,9 @@ def test_earlier_results_are_remembered_latest_first_and_told_by_name(world: Wor
 def test_without_a_history_that_is_said(world: World) -> None:
     done = world.vlmcache("load-test", "--history")
     assert done.returncode == 0
-    assert done.stdout == "Nothing is remembered yet: vlmcache load-test measures.\n"
+    assert done.stdout == "No earlier results: 'vlmcache load-test' measures.\n"
 
 
-def test_a_name_that_nothing_bears_is_no_reason_for_an_empty_history(world: World) -> None:
+def test_an_unknown_name_is_an_error_and_not_an_empty_history(world: World) -> None:
     code, document = world.document("load-test", "--history", "nokey")
     assert (code, document["errors"][0]["code"]) == (7, "no-such-model")

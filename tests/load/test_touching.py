@@ -21,7 +21,7 @@ import resource, sys
 import torch
 from safetensors.torch import load_file, save_file
 from vlmcache.cache import page_cache
-from vlmcache.load import models
+from vlmcache.load import residency
 
 path, how = sys.argv[1:]
 left_out = torch.zeros(9_000_000, dtype=torch.uint8)
@@ -44,7 +44,7 @@ module.register_buffer("turned", tensors["b"].t()[3:, 5:])
 module.register_buffer("made", torch.zeros(5_000_000))
 module.register_buffer("wide", torch.ones(1).expand(1_000_000))
 module.register_buffer("empty", torch.ones(0))
-models.touch_all_weights(module)
+residency.touch_all_weights(module)
 
 def faults():
     usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import time
@@ -13,9 +12,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from vlmcache.cache.free_memory import available_memory
-from vlmcache.cache.memory import MemoryEstimate
-from vlmcache.cache.state import Finding
 from vlmcache.cache.weights import Precision
 from vlmcache.config import (
     ModelConfig,
@@ -37,12 +33,13 @@ from vlmcache.errors import (
     unloadable,
 )
 from vlmcache.home.journal import FILE, Journal
-from vlmcache.load import quantized, streams, synthetic
-from vlmcache.load.conditions import describe_machine
+from vlmcache.load import quantized, scratch, streams, synthetic
+from vlmcache.load.conditions import describe_machine, findings_of
 from vlmcache.load.device import CPU
 from vlmcache.load.disk import measure_disk, readers_for, remember_readers
 from vlmcache.load.explain import require_packages
-from vlmcache.load.judging import copy_speed_of, short_of, spread, summarize
+from vlmcache.load.finder import ModelFinder
+from vlmcache.load.judging import copy_speed_of, short_of, summarize
 from vlmcache.load.models import remember_use
 from vlmcache.load.options import LoadTestOptions
 from vlmcache.load.report import (
@@ -58,20 +55,10 @@ from vlmcache.load.report import (
     Temperature,
 )
 from vlmcache.load.saved import best_loader
-from vlmcache.load.source import (
-    ModelFiles,
-    ModelFinder,
-    check_fits,
-    estimate_memory,
-    read_source,
-)
-from vlmcache.load.steps import OnStep, Schedule, Step
-from vlmcache.load.trials import Run, hot_trial
+from vlmcache.load.source import ModelFiles, estimate_memory, read_source
+from vlmcache.load.steps import OnStep, Step, TrialSchedule
+from vlmcache.load.trials import Run, hot_trial, run_key
 from vlmcache.load.worker import run_child
-from vlmcache.units import size_text
-
-_SAME_SIZE = 0.02
-"""Part by which weights may differ from their files in size and still be as they are stored."""
 
 
 def load_test(
@@ -83,14 +70,14 @@ def load_test(
     """Return how fast models load on this machine, cold and warm.
 
     Args:
-        session: what it works on.
+        session: the hub cache and the configuration.
         names: keys or repo ids; the configured models that are cached if neither these nor
             synthetic models are given.
         options: what is to be measured.
-        on_step: is called with what happens now.
+        on_step: is called at the beginning of each step.
 
     Returns:
-        What was measured. Whoever ends it by Ctrl-C or SIGTERM gets what was measured until then.
+        What was measured; after Ctrl-C or SIGTERM, what was measured until then.
 
     Raises:
         UsageError: no model is named, and none is configured.
@@ -105,7 +92,7 @@ def load_test(
     if not names and not options.synthetic and not session.config.listed:
         raise UsageError(
             "no MODEL is named, and none is configured",
-            "name one that is cached: 'vlmcache status' lists them",
+            "name a model that is cached: 'vlmcache status' lists them",
         )
     bench = _Bench(session, options, on_step)
     bench.find(names)
@@ -121,7 +108,7 @@ def load_test(
         for name in dict.fromkeys(options.synthetic):
             bench.measure_synthetic(name)
     except BaseException as error:
-        # Ctrl-C, under whatever name, keeps what was measured before it.
+        # What ends it early, such as Ctrl-C, keeps what was measured before.
         if isinstance(error, Exception) or not bench.results:
             raise
         by_signal = getattr(error, "exit_code", None) == ExitCode.TERMINATED
@@ -132,7 +119,7 @@ def load_test(
         tuple(bench.failures),
         at=_now(),
         interrupted=ended_by is not None,
-        findings=_findings(bench.machine),
+        findings=findings_of(bench.machine),
         complete=ended_by is None,
         ended_by=ended_by,
         trials_made=bench.schedule.made,
@@ -141,26 +128,8 @@ def load_test(
     )
 
 
-def _findings(machine: Machine | None) -> tuple[Finding, ...]:
-    """Return what slows every load on this machine."""
-    if machine is None or machine.bytecode is not False:
-        return ()
-    spec = importlib.util.find_spec("torch")
-    folder = os.path.dirname(os.path.dirname((spec.origin if spec else None) or ""))
-    return (
-        Finding(
-            "no-bytecode",
-            "warning",
-            None,
-            folder,
-            "torch and transformers are compiled anew by every process that imports them",
-            f"unset PYTHONDONTWRITEBYTECODE; or once: python -m compileall -q {folder}",
-        ),
-    )
-
-
 class _Bench:
-    """One run: what was found, measured and failed so far."""
+    """One load test: the models that were found, and what was measured and failed so far."""
 
     def __init__(self, session: Session, options: LoadTestOptions, on_step: OnStep) -> None:
         self.session = session
@@ -174,7 +143,7 @@ class _Bench:
         self.device = ""
         self.device_free: int | None = None
         self.refused: dict[str, dict[str, Any]] = {}
-        self.schedule = Schedule()
+        self.schedule = TrialSchedule()
         self._disks: dict[tuple[str, ...], Disk | None] = {}
         self._planned: dict[int, list[tuple[ModelFiles, Loader]]] = {}
 
@@ -185,15 +154,15 @@ class _Bench:
         error: VlmcacheError,
         loader: Loader | None = None,
     ) -> None:
-        """Keep what could not be measured."""
+        """Record a model that cannot be measured."""
         self.failures.append(
             LoadFailure(model, precision, error.code, error.message, error.hint, loader)
         )
 
     def find(self, names: Sequence[str]) -> None:
-        """Find the files of the models asked for; what cannot be loaded becomes a failure."""
-        every = not names and not self.options.synthetic
-        if every:
+        """Find the files of the models asked for; those that cannot be loaded become failures."""
+        all_configured = not names and not self.options.synthetic
+        if all_configured:
             names = names_of_all(self.session.config, cached_models(self.session.cache))
         names = tuple(dict.fromkeys(names))
         if not names:
@@ -211,8 +180,8 @@ class _Bench:
                 except UnloadableError as error:
                     self.fail(name, precision, error)
                     break
-        if every and self.sources:
-            # Whoever names no model means those that are there.
+        if all_configured and self.sources:
+            # Without names, only the cached models are meant.
             self.failures = [
                 failure for failure in self.failures if failure.code != NotDownloadedError.code
             ]
@@ -224,7 +193,7 @@ class _Bench:
         self.on_step(Step("looking for devices"))
         precisions = {source.precision for _, source in self.sources}
         if self.options.synthetic:
-            precisions |= set(self.options.precisions or ("bf16",))
+            precisions |= set(self.options.synthetic_precisions)
         facts = run_child(
             {"task": "facts", "device": self.options.device, "precisions": sorted(precisions)}
         )
@@ -239,20 +208,19 @@ class _Bench:
         )
 
     def plan(self) -> None:
-        """Count the trials of all that was found, so that progress says how many there are."""
+        """Count the trials of all models, so that progress shows how many there are."""
         for _, source in self.sources:
             if source.precision not in self.refused:
                 runs = self._planned[id(source)] = _choose(self, source)
                 for files, loader in runs:
-                    self._plan_trials(_key(files, loader))
+                    self._plan_trials(run_key(files, loader))
         for name in dict.fromkeys(self.options.synthetic):
-            for precision in self.options.precisions or ("bf16",):
-                for number in range(len(self.options.loaders or ("auto",))):
-                    self._plan_trials((name, precision, number))
+            for precision in self.options.synthetic_precisions:
+                self._plan_trials((name, precision), len(self.options.loaders or ("auto",)))
 
-    def _plan_trials(self, run: Hashable) -> None:
+    def _plan_trials(self, run: Hashable, loaders: int = 1) -> None:
         for temperature in self.options.temperatures:
-            self.schedule.plan(run, temperature, self.options.trials)
+            self.schedule.plan(run, temperature, self.options.trials * loaders)
 
     def measure_synthetic(self, name: str) -> None:
         """Make a synthetic model, measure it and remove it.
@@ -264,19 +232,20 @@ class _Bench:
         min_free = self.session.config.limits.min_free
         try:
             with made(self.home, name, min_free, self.on_step) as folder:
-                for precision in self.options.precisions or ("bf16",):
+                for precision in self.options.synthetic_precisions:
                     source = read_source(folder, model=name, precision=precision)
-                    for number in range(len(self.options.loaders or ("auto",))):
-                        self.schedule.drop((name, precision, number))
+                    self.schedule.drop((name, precision))
                     self.measure(shipped_config().models.get(name), source)
         except (SpaceError, UnloadableError) as error:
             if not self.results:
                 raise
             # What was measured before counts, however the rest ends.
             self.fail(name, None, error)
+            for precision in self.options.synthetic_precisions:
+                self.schedule.drop((name, precision))
 
     def measure(self, model: ModelConfig | None, source: ModelFiles) -> None:
-        """Measure one model at one precision, with each loader, from the copy and without."""
+        """Measure one model at one precision, with each loader and with and without its copy."""
         refusal = self.refused.get(source.precision)
         if refusal is not None:
             self.fail(source.model, source.precision, unloadable(**refusal))
@@ -284,25 +253,31 @@ class _Bench:
         runs = self._planned.pop(id(source), None) or _choose(self, source)
         try:
             self._take_turns(model, runs)
-        except UnloadableError as error:
+        except (OSError, UnloadableError) as error:
+            if isinstance(error, OSError):
+                error = UnloadableError(f"{source.model}: {in_words(error, source.folder)}")
             self.fail(source.model, source.precision, error)
-        except OSError as error:
-            problem = f"{source.model}: {in_words(error, source.folder)}"
-            self.fail(source.model, source.precision, UnloadableError(problem))
+            for files, loader in runs:
+                self.schedule.drop(run_key(files, loader))
 
     def _take_turns(
         self, model: ModelConfig | None, runs: Sequence[tuple[ModelFiles, Loader]]
     ) -> None:
-        """Measure in turn, so that what else the machine does meets all of them alike."""
-        running = [Run(source, loader, self._need(source), self.home) for source, loader in runs]
-        for run in running:
-            self._plan_trials(_key(run.source, run.loader))
-        running = [run for run in running if _fits(self, run)]
+        """Measure runs in turn, so that the machine's other work affects all of them alike."""
+        running = []
+        for source, loader in runs:
+            need = estimate_memory(
+                source, accelerator=self.device != CPU, context=self.options.context
+            )
+            run = Run(source, loader, need, self.home)
+            self._plan_trials(run.key)
+            if _fits(self, run):
+                running.append(run)
         for run in running:
             run.readers = self._measure_disk(run.source)
         wanted, complete = self.options.trials, False
         try:
-            # Disturbed trials are repeated, as many times again at most.
+            # At most as many trials again are made in place of disturbed ones.
             for number in range(2 * wanted):
                 for temperature, run in itertools.product(self.options.temperatures, running):
                     if run.error is None and (
@@ -313,7 +288,7 @@ class _Bench:
         finally:
             for run in running:
                 if complete:
-                    self.schedule.drop(_key(run.source, run.loader))
+                    self.schedule.drop(run.key)
                 if run.trials:
                     self._conclude(model, run, wanted=wanted if complete else 1)
         if running:
@@ -321,22 +296,14 @@ class _Bench:
         _judge_copy(running)
 
     def _try(self, run: Run, temperature: Temperature, number: int) -> None:
-        """Make one trial more, of which a failure ends that run's."""
-        source, key = run.source, _key(run.source, run.loader)
+        """Make one more trial of a run; if that fails, it is the run's last."""
+        source, key = run.source, run.key
         again = number >= self.options.trials
         self.schedule.plan(key, temperature, 1 if again else self.options.trials - number)
-        figures: dict[str, float] = {}
-        for kind in self.options.temperatures:
-            of_kind = [one for one in run.trials if one.temperature == kind]
-            so_far = spread(one.seconds for one in of_kind if one.valid)
-            disturbed = spread(one.seconds for one in of_kind)
-            if so_far is not None:
-                figures[kind] = so_far.median
-            elif disturbed is not None:
-                figures[f"disturbed, {kind}"] = disturbed.min
         text = f"{temperature} load of {source.model} {source.precision}, {run.loader}"
         if again:
             text += " (again: others were disturbed)"
+        figures = run.figures(self.options.temperatures)
         step = Step(text, self.schedule.made + 1, self.schedule.count, figures=figures)
         self.on_step(step._replace(left=self.schedule.left()))
         hot = temperature == "warm" and (source.kind != "at-load" or number == 0)
@@ -344,7 +311,6 @@ class _Bench:
         try:
             trial, answer = run.make_trial(self.options, temperature, again=hot)
         except UnloadableError as error:
-            # What was measured before counts, however the rest would end.
             self.fail(source.model, source.precision, error, run.loader)
             self.schedule.drop(key)
             run.error = error
@@ -357,10 +323,10 @@ class _Bench:
             run.trials.append(hot_trial(trial, answer["again"]))
 
     def _conclude(self, model: ModelConfig | None, run: Run, wanted: int) -> None:
-        """Work out what a run's trials say, keep it and remember it."""
+        """Summarize the trials of a run, and record the result here and in the journal."""
         assert self.machine is not None
         source = run.source
-        bare = Result(
+        measured = Result(
             model=source.model,
             precision=source.precision,
             device=self.device,
@@ -381,7 +347,7 @@ class _Bench:
         )
         speeds = {device.device: copy_speed_of(device) for device in self.machine.accelerators}
         result = summarize(
-            bare,
+            measured,
             self._disks.get(source.weights),
             speeds.get(self.device),
             run.weights_memory,
@@ -390,15 +356,11 @@ class _Bench:
         )
         self.results.append(result)
         remembered = Remembered(_now(), self.machine, msgspec.structs.replace(result, trials=()))
-        with Journal(self.home) as memory:
-            memory.record_load(msgspec.json.encode(remembered))
-
-    def _need(self, source: ModelFiles) -> MemoryEstimate:
-        accelerator = self.device != CPU
-        return estimate_memory(source, accelerator=accelerator, context=self.options.context)
+        with Journal(self.home) as journal:
+            journal.record_load(msgspec.json.encode(remembered))
 
     def _measure_disk(self, source: ModelFiles) -> int:
-        """Return how many readers suit the disk of a model, which is measured once."""
+        """Return how many readers suit the disk of a model's weights; it is measured once."""
         if source.weights not in self._disks:
             self.on_step(Step(f"measuring the disk of {source.model}"))
             disk = self._disks[source.weights] = measure_disk(source.weights)
@@ -409,47 +371,30 @@ class _Bench:
 
 
 def _choose(bench: _Bench, source: ModelFiles) -> list[tuple[ModelFiles, Loader]]:
-    """Return what is loaded of a model, and by which loaders."""
-    kept = quantized.preferred(bench.home, source)
+    """Return the files that are loaded of a model (its copy, the original), each with a loader."""
+    preferred = quantized.preferred(bench.home, source)
     cold = "cold" in bench.options.temperatures
     loaders = bench.options.loaders or (
-        best_loader(bench.home, kept, bench.device, bench.machine, cold=cold),
+        best_loader(bench.home, preferred, bench.device, bench.machine, cold=cold),
     )
-    runs = [(kept, loader) for loader in loaders]
-    if kept.kind == "copy":
-        # What the copy is worth shows beside the original, loaded in the same way.
+    runs = [(preferred, loader) for loader in loaders]
+    if preferred.kind == "copy":
+        # The original, loaded in the same way, shows what the copy is worth.
         runs.append((source, loaders[0]))
     return runs
 
 
 def _fits(bench: _Bench, run: Run) -> bool:
-    """Return whether a model fits with what its loader takes beside it; else that is a failure.
+    """Return whether a model fits into memory; if not, record a failure.
 
     Raises:
         DamagedWeightsError: the weight files contradict themselves.
     """
-    source, loader, need = run.source, run.loader, run.need
-    on_device, of_host = streams.extra_memory(
-        loader,
-        source.bytes,
-        converted=abs(need.weights - source.bytes) > _SAME_SIZE * source.bytes,
-        on_device=bench.device_free is not None,
-    )
-    host = available_memory()
-    free = host if bench.device_free is None else bench.device_free
-    # As `load_model` does: what is only computed with comes later.
-    held = msgspec.structs.replace(need.held, overhead=on_device)
     try:
-        check_fits(source, held, free, bench.device)
-        if of_host > host:
-            raise NotEnoughMemoryError(
-                f"--loader {loader} takes {size_text(of_host)} of memory for {source.model},"
-                f" and {size_text(host)} are free",
-                "--loader readahead",
-            )
+        run.check_fits(bench.device, bench.device_free)
     except NotEnoughMemoryError as error:
-        bench.fail(source.model, source.precision, error, loader)
-        bench.schedule.drop(_key(source, loader))
+        bench.fail(run.source.model, run.source.precision, error, run.loader)
+        bench.schedule.drop(run.key)
         return False
     return True
 
@@ -463,10 +408,6 @@ def _judge_copy(runs: Sequence[Run]) -> None:
         if run.error is not None and quantized.is_the_copys(run.source, run.error):
             quantized.set_aside(run.source, run.error)
             return
-
-
-def _key(source: ModelFiles, loader: Loader) -> Hashable:
-    return source.model, source.precision, source.kind, loader
 
 
 def _now() -> datetime:
@@ -485,15 +426,15 @@ def _expected(model: ModelConfig | None, source: ModelFiles) -> Expectation | No
 
 @contextmanager
 def made(home: str, name: str, min_free: int, on_step: OnStep) -> Iterator[str]:
-    """Make a synthetic model for as long as the context lasts; yield its folder.
+    """Make a synthetic model that lasts as long as the context, and yield its folder.
 
     Raises:
         SpaceError: it would leave less than `min_free` bytes on the disk.
     """
     shipped = shipped_config().models.get(name)
     if shipped is not None and shipped.expected_size:
-        quantized.check_space(home, f"synthetic {name}", shipped.expected_size, min_free)
-    with quantized.new_folder(os.path.join(home, "synthetic")) as folder:
+        scratch.check_space(home, f"synthetic {name}", shipped.expected_size, min_free)
+    with scratch.new_folder(os.path.join(home, "synthetic")) as folder:
         on_step(Step(f"making the synthetic {name}"))
         run_child({"task": "synthesize", "folder": folder, "config": synthetic.CONFIGS[name]}, name)
         yield folder

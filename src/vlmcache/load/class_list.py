@@ -1,8 +1,8 @@
 """transformers' list of its own classes, kept from one process to the next.
 
 At each import transformers reads all files of its models twice, to find which classes they define.
-What it found is kept in vlmcache's own folder and given to it instead, as long as the installed
-version and each folder of its models are what they were. Whatever is odd, it searches by itself.
+The list is kept in vlmcache's own folder and given to it instead, as long as the installed version
+and the folders of its models are unchanged. If anything is odd, transformers searches as usual.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _LONGEST = 8_000_000
 
 @contextlib.contextmanager
 def kept(home: str | None) -> Iterator[None]:
-    """Spare transformers the search, should it be imported for the first time meanwhile.
+    """Spare transformers the search if it is imported for the first time inside.
 
     Args:
-        home: vlmcache's own folder; nothing is spared without one.
+        home: vlmcache's own folder; without one, transformers searches as usual.
     """
     key = None if home is None or "transformers" in sys.modules else _key()
     if home is None or key is None:
@@ -52,27 +52,26 @@ def kept(home: str | None) -> Iterator[None]:
 def _key() -> list[str] | None:
     """Return what the list depends on; `None` for an installation that can change at any time."""
     if not hasattr(os, "geteuid"):
-        # Whose a file is cannot be known.
+        # The owner of the kept file could not be checked.
         return None
     with contextlib.suppress(OSError, ImportError, ValueError):
         spec = importlib.util.find_spec("transformers")
         (package,) = list(spec.submodule_search_locations or ()) if spec is not None else []
-        beside = os.listdir(os.path.dirname(package))
-        # An editable one has its metadata elsewhere.
+        # An editable installation has its metadata elsewhere.
         (version,) = (
             name
-            for name in beside
+            for name in os.listdir(os.path.dirname(package))
             if name.startswith("transformers-") and name.endswith(".dist-info")
         )
         models = os.path.join(package, "models")
         with os.scandir(models) as entries:
-            seen = sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries)
-        return [version, models, str(zlib.crc32(repr(seen).encode()))]
+            times = sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries)
+        return [version, models, str(zlib.crc32(repr(times).encode()))]
     return None
 
 
 class _Finder:
-    """Finds one module as usual, and exchanges one of its functions once it is executed."""
+    """Finds one module as usual, and replaces one of its functions once it is executed."""
 
     def __init__(self, path: str, key: list[str]) -> None:
         self._path, self._key = path, key
@@ -101,15 +100,15 @@ class _Finder:
         if search is None:
             return
 
-        def look_up(where: Any) -> Any:
-            folder = os.path.dirname(where) if os.path.isfile(where) else where
+        def look_up(path: Any) -> Any:
+            folder = os.path.dirname(path) if os.path.isfile(path) else path
             if os.path.realpath(folder) != self._models:
-                return search(where)
-            found = _read(self._path, self._key)
-            if found is None:
-                found = search(where)
-                _write(self._path, self._key, found)
-            return found
+                return search(path)
+            classes = _read(self._path, self._key)
+            if classes is None:
+                classes = search(path)
+                _write(self._path, self._key, classes)
+            return classes
 
         setattr(module, _FUNCTION, look_up)
         self._changed = module, search
@@ -132,14 +131,14 @@ def _read(path: str, key: list[str]) -> dict[Any, Any] | None:
     return None
 
 
-def _write(path: str, key: list[str], found: dict[Any, Any]) -> None:
+def _write(path: str, key: list[str], classes: dict[Any, Any]) -> None:
     home = os.path.dirname(path)
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
-        content = _packed(found)
-        if _unpacked(content) != found or is_anothers(home):
+        content = _packed(classes)
+        if _unpacked(content) != classes or is_anothers(home):
             return
         os.makedirs(home, exist_ok=True)
-        # It is made with the mode 0600.
+        # Its mode is 0600, as `_read` requires.
         descriptor, temporary = tempfile.mkstemp(prefix=f".{FILE}-", dir=home)
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
@@ -150,29 +149,33 @@ def _write(path: str, key: list[str], found: dict[Any, Any]) -> None:
             raise
 
 
-def _packed(found: dict[Any, Any]) -> list[Any]:
+def _packed(classes: dict[Any, Any]) -> list[Any]:
     """Return a folder's classes for JSON: pairs of folder and content, or of needs and files."""
     return [
         [key, _packed(value)]
         if isinstance(key, str)
-        else [sorted(key), [[name, sorted(classes)] for name, classes in value.items()]]
-        for key, value in found.items()
+        else [sorted(key), [[name, sorted(defined)] for name, defined in value.items()]]
+        for key, value in classes.items()
     ]
 
 
 def _unpacked(content: list[Any]) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
+    classes: dict[Any, Any] = {}
     for key, value in content:
         if isinstance(key, str):
-            found[_name(key)] = _unpacked(value)
+            classes[_name(key)] = _unpacked(value)
         else:
             needs = frozenset(map(str, key))
-            found[needs] = {_name(name): {*map(_name, classes)} for name, classes in value}
-    return found
+            classes[needs] = {_name(name): {*map(_name, defined)} for name, defined in value}
+    return classes
 
 
 def _name(name: str) -> str:
-    """Return a name of a module or a class, which leads nowhere else."""
+    """Return a name of a module or a class, if it is one and no path.
+
+    Raises:
+        ValueError: it is not.
+    """
     if not name.isidentifier():
         raise ValueError(name)
     return name

@@ -1,38 +1,28 @@
-"""An earlier load test beside a later one, and which of two sets of trials is faster (pure)."""
+"""An earlier load test compared with a later one; which of two sets of trials is faster (pure)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from vlmcache.load.report import Change, Comparison, LoadReport, Result, Spread, Temperature
 
 FEWEST = 3
-"""Trials on each side without which a difference is not called one."""
+"""Trials that each side needs before a difference is reported."""
 
 
 def compare(then: LoadReport, now: LoadReport) -> Comparison:
-    """Return an earlier report compared with this one.
+    """Return the comparison of an earlier report with this one.
 
-    A difference is called one only where both sides have three valid trials and their ranges do
-    not meet: of two equal sets of three, one time in ten do not meet by chance.
+    A difference is reported only if both sides have three valid trials and their ranges do not
+    overlap: by chance, the ranges of two equal sets of three do not overlap one time in ten.
     """
     if then.machine is None or now.machine is None:
         return Comparison(False, ("one of the reports names no machine",), ())
-    before, after = then.machine.hardware(), now.machine.hardware()
-    unlike = tuple(
-        f"{name}: {before[name]}, now {after[name]}"
-        for name in before
-        if before[name] != after[name]
-    )
+    unlike = _differences(then.machine.hardware(), now.machine.hardware())
     if unlike:
         return Comparison(False, unlike, (), then_at=then.at, then_complete=then.complete)
-    versions = tuple(
-        f"{name}: {then.machine.versions.get(name, 'none')},"
-        f" now {now.machine.versions.get(name, 'none')}"
-        for name in sorted({*then.machine.versions, *now.machine.versions})
-        if then.machine.versions.get(name) != now.machine.versions.get(name)
-    )
+    versions = _differences(then.machine.versions, now.machine.versions)
     old = {_identity(result): result for result in then.results}
     new = {_identity(result): result for result in now.results}
     changes = (change for key in new if key in old for change in _changes(old[key], new[key]))
@@ -47,8 +37,16 @@ def compare(then: LoadReport, now: LoadReport) -> Comparison:
     )
 
 
+def _differences(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(
+        f"{name}: {before.get(name, 'none')}, now {after.get(name, 'none')}"
+        for name in dict.fromkeys((*before, *after))
+        if before.get(name) != after.get(name)
+    )
+
+
 def _identity(result: Result) -> tuple[str, ...]:
-    # A synthetic model bears the name of the one that it stands for.
+    # A synthetic model has the name of the one that it stands for.
     model = result.model if result.repo is not None else f"{result.model} (synthetic)"
     cold = ("with cold libraries",) if result.cold_libraries else ()
     return (model, result.precision, result.device, result.loader, result.source, *cold)
@@ -78,7 +76,7 @@ def _changes(then: Result, now: Result) -> Iterable[Change]:
 
 
 def faster_or_slower(then: Spread, now: Spread) -> Literal["faster", "slower", "same", "too-few"]:
-    """Return what can be said of two sets of trials: see `compare`."""
+    """Return whether the later of two sets of trials is faster; see `compare`."""
     if min(then.count, now.count) < FEWEST:
         return "too-few"
     if now.max < then.min:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from vlmcache.cache.hashing import cores
 from vlmcache.cache.mounts import mount_of
+from vlmcache.cache.state import Finding
 from vlmcache.load import reader
 from vlmcache.load.disk import disk_name, line_of
 from vlmcache.load.report import Accelerator, Machine, Temperature
@@ -38,14 +39,16 @@ _PACKAGES = (
 def set_temperature(
     paths: Sequence[str], temperature: Temperature, what: str = "weights"
 ) -> tuple[float | None, str | None]:
-    """Bring files to a temperature; return the part of them in memory then, and what is wrong.
-
-    What is wrong is a sentence, or `None` where the trial is under the conditions it names.
+    """Bring files to a temperature.
 
     Args:
         paths: the files.
         temperature: `warm` or `cold`.
-        what: what the files are.
+        what: what the files are, in words.
+
+    Returns:
+        The part of the files that is in memory then, and why that is not the temperature: a
+        sentence, or `None` if it is.
     """
     if temperature == "warm":
         reader.ReadAhead(paths).wait()
@@ -53,18 +56,19 @@ def set_temperature(
         if resident is not None and resident < WARM_AT_LEAST:
             return (
                 resident,
-                f"only {resident:.0%} of the {what} stay in memory: there is too little",
+                f"only {resident:.0%} of the {what} stay in memory: there is too little memory",
             )
         return resident, None
     if not reader.can_evict():
         return None, f"{sys.platform} has no way to evict files from memory"
-    # Libraries are many files, written long ago; should one not be, it is seen to stay.
+    # Libraries are many files, written long ago. One that is not on the disk yet stays in memory,
+    # which shows below.
     reader.evict(paths, write=what == "weights")
     resident = reader.resident_fraction(paths)
     if resident is None:
         return (
             None,
-            f"the {what} are another user's, so the kernel does not tell what is in memory",
+            f"the {what} are another user's, so the kernel does not say what is in memory",
         )
     if resident > COLD_AT_MOST:
         mount = mount_of(paths[0])
@@ -78,7 +82,7 @@ def set_temperature(
 
 @functools.cache
 def library_files() -> tuple[str, ...]:
-    """Return the files that importing torch and transformers may read: all that lie beside them."""
+    """Return the files that importing torch and transformers may read: all in their folders."""
     folders = set()
     for name in ("torch", "transformers"):
         spec = importlib.util.find_spec(name)
@@ -121,8 +125,8 @@ def describe_machine(
 
     Args:
         accelerators: as a child process found them.
-        folder: what is measured lies below it.
-        more: versions that no package's metadata tells.
+        folder: the folder that the measured files are in.
+        more: versions that are not in any package's metadata.
         bytecode: whether the libraries' compiled bytecode is kept.
     """
     import psutil
@@ -147,8 +151,26 @@ def describe_machine(
     )
 
 
+def findings_of(machine: Machine | None) -> tuple[Finding, ...]:
+    """Return the conditions of a machine that slow every load on it."""
+    if machine is None or machine.bytecode is not False:
+        return ()
+    spec = importlib.util.find_spec("torch")
+    folder = os.path.dirname(os.path.dirname((spec.origin if spec else None) or ""))
+    return (
+        Finding(
+            "no-bytecode",
+            "warning",
+            None,
+            folder,
+            "torch and transformers are compiled anew by every process that imports them",
+            f"unset PYTHONDONTWRITEBYTECODE; or once: python -m compileall -q {folder}",
+        ),
+    )
+
+
 def peak_memory() -> int | None:
-    """Return the most memory that this process had resident, mapped files included."""
+    """Return the most bytes that this process had in memory, mapped files included."""
     peak = line_of("/proc/self/status", "VmHWM:")
     if peak is not None:
         return int(peak.split()[0]) * 1024

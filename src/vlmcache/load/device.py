@@ -1,7 +1,7 @@
 """Devices as torch names them: which there are, what they hold, and when they are done.
 
 Everything goes through torch's accelerator interface (CUDA, ROCm under the name `cuda`, XPU, MPS);
-where torch is older than it, through the device's own module. torch is imported by the functions.
+in a torch without it, through the device's own module. torch is imported by the functions.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ def names() -> list[str]:
     return [f"{kind}:{number}" for number in range(count)] + [CPU]
 
 
+def full_name(name: str) -> str:
+    """Return a device's name with its number: `cuda` means `cuda:0`."""
+    return name if name == CPU or ":" in name else f"{name}:0"
+
+
 def resolve_device(name: str) -> str:
     """Return the device that a name means: `auto` is the first accelerator, else the CPU.
 
@@ -57,7 +62,7 @@ def resolve_device(name: str) -> str:
     known = names()
     if name == "auto":
         return known[0]
-    full = name if name == CPU or ":" in name else f"{name}:0"
+    full = full_name(name)
     if full not in known:
         raise NoDeviceError(
             f"no device {name!r} on this machine", "choose one of: " + ", ".join(known)
@@ -82,7 +87,7 @@ def placement(name: str, device_map: str | dict[str, Any]) -> str | dict[str, An
 
 
 def memory(device: str) -> tuple[int | None, int | None]:
-    """Return an accelerator's free bytes and all; `None` for the CPU or where it does not say."""
+    """Return an accelerator's free and total bytes; `None` if not known, and for the CPU."""
     import torch
 
     if device != CPU:
@@ -97,7 +102,7 @@ def memory(device: str) -> tuple[int | None, int | None]:
 
 
 def first_use(device: str) -> None:
-    """Return when a device has its context: what else the first thing on it would pay for."""
+    """Return when a device has its context, whose making the first work on it would include."""
     if device != CPU:
         import torch
 
@@ -106,7 +111,7 @@ def first_use(device: str) -> None:
 
 
 def peaks(devices: list[str]) -> tuple[DevicePeak, ...]:
-    """Return what this process had at most on each device that is no CPU."""
+    """Return the most that this process held on each device other than the CPU."""
     return tuple(_peak(device) for device in devices if device != CPU)
 
 
@@ -121,23 +126,23 @@ def _peak(device: str) -> DevicePeak:
             int(module.max_memory_reserved(device)),
             used,
         )
-    # MPS keeps no peak; what the driver holds now is the nearest figure.
+    # MPS keeps no peak; what the driver has allocated now is the nearest figure.
     return DevicePeak(device, int(module.driver_allocated_memory()), None, used)
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what lies between torch and an accelerator, where they are known."""
+    """Return the known versions of the software between torch and an accelerator."""
     import torch
 
-    found = {"cuda": torch.version.cuda, "hip": torch.version.hip}
+    versions = {"cuda": torch.version.cuda, "hip": torch.version.hip}
     with contextlib.suppress(OSError), open(_DRIVER, encoding="utf-8") as file:
         number = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", file.readline())
-        found["driver"] = number[1] if number else None
-    return {name: str(version) for name, version in found.items() if version is not None}
+        versions["driver"] = number[1] if number else None
+    return {name: str(version) for name, version in versions.items() if version is not None}
 
 
 def synchronize(devices: list[str]) -> None:
-    """Return when the devices have done all that was asked of them."""
+    """Return when the devices have finished their work."""
     for device in devices:
         if device.startswith("mps"):
             module_of(device).synchronize()
@@ -148,8 +153,7 @@ def synchronize(devices: list[str]) -> None:
 def accelerators(*, measure: bool = True) -> tuple[Accelerator, ...]:
     """Return this machine's accelerators, with the measured speed of a copy to each if asked."""
     accelerators = []
-    *others, _ = names()
-    for device in others:
+    for device in names()[:-1]:
         module = module_of(device)
         name = module.get_device_name(device) if hasattr(module, "get_device_name") else "Apple GPU"
         _, total = memory(device)
@@ -165,7 +169,7 @@ def _copy_speed(device: str, *, pinned: bool = False) -> float | None:
     try:
         content = torch.ones(_COPIED_BYTES, dtype=torch.uint8, pin_memory=pinned)
         best = 0.0
-        # The first copy pays for the device's context.
+        # The first copy includes making the device's context.
         for _ in range(_COPIES + 1):
             begun = time.perf_counter()
             copied = content.to(device, non_blocking=pinned)
@@ -189,7 +193,7 @@ def check_precision(device: str, precision: Precision) -> None:
 
     Raises:
         MissingPackageError: int8 or int4, and bitsandbytes is not installed.
-        UnsupportedPrecisionError: the device cannot.
+        UnsupportedPrecisionError: the device cannot work at it.
     """
     import torch
 
@@ -198,17 +202,17 @@ def check_precision(device: str, precision: Precision) -> None:
         try:
             import bitsandbytes
         except Exception as error:
-            # One that is broken or was built for another torch fails in other ways too.
-            words = reason_of(error)[:200]
-            again = [] if isinstance(error, ModuleNotFoundError) else ["--force-reinstall"]
+            # A broken one, or one built for another torch, raises other errors too.
+            reinstall = [] if isinstance(error, ModuleNotFoundError) else ["--force-reinstall"]
             raise MissingPackageError(
-                f"{precision} needs bitsandbytes, which cannot be imported: {words}",
-                install_package(*again, "bitsandbytes"),
+                f"{precision} needs bitsandbytes, which cannot be imported:"
+                f" {reason_of(error)[:200]}",
+                install_package(*reinstall, "bitsandbytes"),
             ) from None
         supported = getattr(bitsandbytes, "supported_torch_devices", {"cuda", "xpu", CPU})
         if kind not in supported:
             raise UnsupportedPrecisionError(
-                f"bitsandbytes has no {precision} on {kind}", "--device cpu"
+                f"bitsandbytes does not support {precision} on {kind}", "--device cpu"
             )
         return
     try:
@@ -216,6 +220,6 @@ def check_precision(device: str, precision: Precision) -> None:
         (square @ square).sum().item()
     except (RuntimeError, TypeError) as error:
         raise UnsupportedPrecisionError(
-            f"{device} cannot work in {precision}: {reason_of(error)[:200]}",
+            f"{device} cannot compute in {precision}: {reason_of(error)[:200]}",
             "--precision fp16" if precision != "fp16" else "--precision fp32",
         ) from None

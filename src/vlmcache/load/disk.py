@@ -1,10 +1,9 @@
-"""The disk that weights lie on: how fast it is, and with how many readers at once."""
+"""The disk that weights are on: how fast it is, and with how many readers at once."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -14,22 +13,22 @@ from vlmcache.load import reader
 from vlmcache.load.report import Disk
 
 _COUNTS = (1, 2, 4)
-"""How many readers are tried."""
+"""The numbers of readers that are tried."""
 _GAIN = 1.05
-"""How much faster more readers must be."""
+"""How many times as fast more readers must be to be preferred."""
 _NETWORK_READERS = 4
-"""Each request to a server waits for the way there and back; several wait at the same time."""
+"""Each request to a server waits for the round trip; several requests wait at the same time."""
 _MEASURED_BYTES = 2_000_000_000
 _MEASURED_SECONDS = 4.0
 _SYSFS = "/sys/dev/block"
 _FEWEST_BYTES = 64_000_000
-"""Bytes below which a measurement says nothing of the next model."""
+"""Bytes per number of readers below which a measurement says nothing about the next model."""
 
 
 def readers_for(home: str, paths: Sequence[str]) -> int:
     """Return how many readers at once suit the disk of some files.
 
-    What was measured on it counts; without that one on rotational disks, several on a network.
+    It is the number that was measured; without one it is 1 on rotational disks, 4 on a network.
 
     Args:
         home: vlmcache's own folder.
@@ -38,8 +37,8 @@ def readers_for(home: str, paths: Sequence[str]) -> int:
     disk = _identity(paths[0]) if paths else None
     if disk is None:
         return reader.READERS
-    with Journal(home) as memory:
-        measured = memory.readers(disk)
+    with Journal(home) as journal:
+        measured = journal.readers(disk)
     if measured in _COUNTS:
         return measured
     mount = mount_of(paths[0])
@@ -49,24 +48,24 @@ def readers_for(home: str, paths: Sequence[str]) -> int:
 
 
 def remember_readers(home: str, paths: Sequence[str], disk: Disk) -> None:
-    """Remember how many readers suited the disk of some files, if enough was read to tell."""
+    """Remember how many readers suited the disk of some files, if enough was read to say so."""
     name = _identity(paths[0])
     if name is not None and disk.bytes >= len(_COUNTS) * _FEWEST_BYTES:
-        with Journal(home) as memory:
-            memory.record_readers(name, disk.readers)
+        with Journal(home) as journal:
+            journal.record_readers(name, disk.readers)
 
 
 def _identity(path: str) -> str | None:
-    """Return what names a file's filesystem from boot to boot; `None` where nothing does."""
+    """Return a name for a file's filesystem that outlasts a boot; `None` if there is none."""
     drive = drive_of(path)
     return None if drive is None else drive.uuid or f"{drive.type} {drive.source}"
 
 
 def measure_disk(paths: Sequence[str]) -> Disk | None:
-    """Return how fast these very files come from their disk; `None` where they cannot be evicted.
+    """Return how fast some files come from their disk; `None` if they cannot be evicted.
 
-    At most 2 GB and 4 s each are spent on one thread, on two and on four. The files are evicted
-    before each, and are cold or half warm afterwards.
+    At most 2 GB are read in at most 4 s by one thread, then by two and by four. The files are
+    evicted before each and afterwards.
     """
     if not reader.can_evict():
         return None
@@ -85,29 +84,27 @@ def measure_disk(paths: Sequence[str]) -> Disk | None:
 
 
 def _timed(paths: Sequence[str], readers: int) -> tuple[float, int]:
-    """Read files and evict them; return the bytes a second, and the bytes."""
+    """Read files and evict them; return the bytes per second, and the bytes."""
     reading = reader.Readers(paths, readers, _MEASURED_BYTES)
     begun = time.perf_counter()
     reading.start()
-    deadline = threading.Timer(_MEASURED_SECONDS, reading.halt)
-    deadline.daemon = True
-    deadline.start()
+    reading.run_for(_MEASURED_SECONDS)
+    reading.halt()
     reading.wait()
-    deadline.cancel()
     seconds = time.perf_counter() - begun
     reader.evict(paths)
     return reading.bytes / seconds, reading.bytes
 
 
 def is_rotational(path: str, sysfs: str = _SYSFS) -> bool:
-    """Return whether a path lies on a disk that turns, where it is slow to read in two places.
+    """Return whether a path is on a disk that rotates, which is slow to read in two places.
 
-    Disks of virtual machines all say that they turn, which tells nothing of those below.
+    Disks of virtual machines always claim to rotate, so they do not count.
     """
     for folder in _block_folders(path, sysfs):
-        turns = line_of(os.path.join(folder, "queue", "rotational"))
-        if turns is not None:
-            return turns == "1" and "/virtio" not in folder
+        rotates = line_of(os.path.join(folder, "queue", "rotational"))
+        if rotates is not None:
+            return rotates == "1" and "/virtio" not in folder
     return False
 
 
@@ -123,13 +120,13 @@ def disk_name(path: str) -> str | None:
 
 
 def _block_folders(path: str, sysfs: str = _SYSFS) -> Iterator[str]:
-    """Yield the folders of the kernel for the device below a path, and for what it is a part of."""
+    """Yield the sysfs folders of the device below a path and of the device that it is part of."""
     if not hasattr(os, "major"):
         return
     device = os.stat(path if os.path.isfile(path) else nearest_folder(path)).st_dev
     mount = mount_of(path)
     if os.major(device) == 0 and mount is not None and mount.source.startswith("/dev/"):
-        # A filesystem of several subvolumes has a number of its own; its source is the device.
+        # A filesystem with subvolumes has a number of its own; its source is the device.
         with contextlib.suppress(OSError):
             device = os.stat(mount.source).st_rdev
     link = os.path.join(sysfs, f"{os.major(device)}:{os.minor(device)}")
@@ -140,7 +137,7 @@ def _block_folders(path: str, sysfs: str = _SYSFS) -> Iterator[str]:
 
 
 def line_of(path: str, name: str = "") -> str | None:
-    """Return the rest of the first line of a kernel's file that begins with a name."""
+    """Return the rest of the first line of a file in /proc or /sys that begins with a name."""
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             if line.startswith(name):

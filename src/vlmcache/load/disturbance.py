@@ -1,6 +1,6 @@
-"""Whether a trial had the machine to itself: what the kernel counted while it ran.
+"""Whether a trial had the machine to itself, by what the kernel counted while it ran.
 
-Only Linux counts this. What is not counted is `None`, and no trial is called disturbed for it.
+Only Linux counts this. What is not counted is `None`, and does not make a trial disturbed.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import NamedTuple
 import msgspec
 
 WAITED_AT_MOST = 0.1
-"""Part of its time that a trial's main thread may wait for a processor that others hold."""
+"""Part of its time that a trial's main thread may wait for a processor in use by others."""
 OTHERS_AT_MOST = 0.1
 """Part of the processors that other processes may use while a trial runs."""
 SPREAD_AT_MOST = 1.5
-"""How many times the fastest trial of its kind a trial may take."""
+"""How many times as long as the fastest trial of its kind a trial may take."""
 
 _NANOSECONDS = 1e9
 _BUSY = (0, 1, 2, 5, 6, 7)
-"""Columns of /proc/stat: user, nice, system, irq, softirq, and what the host took (steal)."""
+"""Columns of /proc/stat: user, nice, system, irq, softirq, steal (taken by the host)."""
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """What the kernel had counted at a moment, in seconds."""
+    """The kernel's counters at a moment, in seconds."""
 
     busy: float | None
-    """How long the processors that this process may use worked, for anybody."""
+    """How long the processors that this process may use have worked, for any process."""
     waited: float | None
     """How long this process's main thread was ready to run and did not run."""
     throttled: float
@@ -36,18 +36,18 @@ class Counters(msgspec.Struct, frozen=True):
 
 
 class Disturbance(NamedTuple):
-    """What others did during a trial; `None` where nothing counts it."""
+    """What others did during a trial; `None` for what the kernel does not count."""
 
     waited: float | None
-    """Seconds for which its main thread waited for a processor that others held, at most."""
+    """The most seconds for which its main thread waited for a processor in use by others."""
     others: float | None
     """The part of the processors that other processes used, 0 to 1."""
 
 
 def read_counters(proc: str = "/proc", groups: str = "/sys/fs/cgroup") -> Counters:
     """Return the counters of this process and of the processors that it may use."""
-    first = _line(f"{proc}/self/schedstat").split()
-    waited = int(first[1]) / _NANOSECONDS if len(first) == 3 else None
+    columns = _line(f"{proc}/self/schedstat").split()
+    waited = int(columns[1]) / _NANOSECONDS if len(columns) == 3 else None
     throttled = sum(_throttled(folder) for folder in _group_folders(proc, groups))
     return Counters(_busy(f"{proc}/stat"), waited, throttled)
 
@@ -55,14 +55,13 @@ def read_counters(proc: str = "/proc", groups: str = "/sys/fs/cgroup") -> Counte
 def _busy(path: str) -> float | None:
     """Return how long the processors worked; a container sees those of the whole machine."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    ticks, found = 0, False
+    ticks: list[int] = []
     with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
         for line in file:
             name, *columns = line.split()
             if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in allowed:
-                found = True
-                ticks += sum(int(columns[at]) for at in _BUSY if at < len(columns))
-    return ticks / os.sysconf("SC_CLK_TCK") if found else None
+                ticks += (int(columns[at]) for at in _BUSY if at < len(columns))
+    return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
 
 
 def _line(path: str) -> str:
@@ -98,7 +97,7 @@ def _throttled(folder: str) -> float:
 def has_quota(proc: str = "/proc", groups: str = "/sys/fs/cgroup") -> bool:
     """Return whether a control group gives this process fewer processors than it may run on.
 
-    Then what others do on the rest of them need not concern it.
+    What others do on the rest of the processors need not affect it then.
     """
     for folder in _group_folders(proc, groups):
         if _line(os.path.join(folder, "cpu.max")).split()[:1] not in ([], ["max"]):
@@ -108,36 +107,37 @@ def has_quota(proc: str = "/proc", groups: str = "/sys/fs/cgroup") -> bool:
     return False
 
 
-def measure(
+def disturbance_between(
     before: Counters, after: Counters, *, seconds: float, ours: float, cores: int, quota: bool
 ) -> Disturbance:
     """Return what others did between two moments.
 
     Args:
-        before: counted before the trial's process was started; of `waited` nothing.
-        after: counted by that process, whose main thread's waiting began with it.
+        before: counted before the trial's process was started; its `waited` does not matter.
+        after: counted by that process, whose `waited` begins with it.
         seconds: the time between both.
         ours: seconds of processors that the trial's process and its children used.
         cores: how many processors it may use.
         quota: whether it may use them only in part; see `has_quota`.
     """
-    held = None
+    used = None
     if before.busy is not None and after.busy is not None:
-        held = max(0.0, after.busy - before.busy - ours)
+        used = max(0.0, after.busy - before.busy - ours)
     waited = after.waited
     if waited is not None:
         waited = max(0.0, waited - max(0.0, after.throttled - before.throttled))
-        # What a thread waited for while nobody else worked, it waited for its own process's others.
-        waited = waited if held is None or quota else min(waited, held)
-    others = None if held is None or quota or seconds <= 0 else min(1.0, held / (seconds * cores))
+        # Beyond the time that others used, it waited for other threads of its own process.
+        waited = waited if used is None or quota else min(waited, used)
+    others = None if used is None or quota or seconds <= 0 else min(1.0, used / (seconds * cores))
     return Disturbance(waited, others)
 
 
-def why_disturbed(found: Disturbance, seconds: float) -> str | None:
-    """Return what disturbed a trial of so many seconds, as a sentence; `None` if nothing did."""
-    if found.waited is not None and found.waited > WAITED_AT_MOST * seconds:
-        part = found.waited / seconds if seconds else 1.0
-        return f"for {part:.0%} of its time it waited for a processor that others held"
-    if found.others is not None and found.others > OTHERS_AT_MOST:
-        return f"other processes used {found.others:.0%} of the processors"
+def why_disturbed(disturbance: Disturbance, seconds: float) -> str | None:
+    """Return in words what disturbed a trial that took some seconds; `None` if nothing did."""
+    waited, others = disturbance
+    if waited is not None and waited > WAITED_AT_MOST * seconds:
+        share = waited / seconds if seconds else 1.0
+        return f"for {share:.0%} of its time it waited for a processor in use by others"
+    if others is not None and others > OTHERS_AT_MOST:
+        return f"other processes used {others:.0%} of the processors"
     return None

@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Iterator
 from types import FrameType
 
-from vlmcache import units
 from vlmcache.errors import (
     DamagedWeightsError,
     MissingPackageError,
@@ -21,7 +20,7 @@ from vlmcache.errors import (
     reason_of,
 )
 from vlmcache.installing import install_extra, install_package
-from vlmcache.load.own_code import refusal
+from vlmcache.load.own_code import untrusted_code
 from vlmcache.load.source import ModelFiles
 
 _DISTRIBUTIONS = {
@@ -32,7 +31,7 @@ _DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-"""Module, in lower case -> what it is called on PyPI, where that is something else."""
+"""Module, in lower case -> its package on PyPI, if that has another name."""
 _NOT_FOUND = re.compile(
     r"packages that were not found in your environment: (?P<many>[\w-]+(?:, [\w-]+)*)"
     r"|requires the (?P<one>[\w-]+) library but it was not found"
@@ -41,12 +40,12 @@ _NOT_FOUND = re.compile(
 )
 """How transformers says what is missing or too old."""
 _CODE = re.compile(r"GLOBAL (\S+) (?:was not|whose module)")
-"""How torch says that a pickle wants to run something."""
+"""How torch says that a pickle would run something."""
 _READS_PICKLES = "torch.serialization"
 _OF_A_REPO = "transformers_modules"
-"""The package in which transformers puts code of repos."""
+"""The package that transformers puts the code of repos in."""
 _UNFIT_ADAPTER = ("size mismatch", "arget modules", "not found in the base model")
-"""What torch and peft say of an adapter that is of another model."""
+"""What torch and peft say of an adapter for another model."""
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -64,8 +63,7 @@ def require_packages() -> None:
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingPackageError(
-            f"loading models needs {' and '.join(missing)}",
-            install_extra("load"),
+            f"loading models needs {' and '.join(missing)}", install_extra("load")
         )
 
 
@@ -85,7 +83,7 @@ def explained(source: ModelFiles) -> Iterator[None]:
 
 
 def install(package: str) -> str:
-    """Return the command that installs a package which fits the packages that are here."""
+    """Return the command that installs a package in a version that fits the installed ones."""
     if package == "torchvision":
         return _install_torchvision()
     if package in ("torch", "transformers", "accelerate", "pillow"):
@@ -96,8 +94,8 @@ def install(package: str) -> str:
 def _install_torchvision() -> str:
     """Return the command for the torchvision that was built for the installed torch.
 
-    Another one, such as PyPI's for CUDA next to a torch for the CPU, breaks every load. Each has
-    the minor version of its torch and fifteen (https://github.com/pytorch/vision#installation).
+    Another one, such as PyPI's for CUDA next to a torch for the CPU, breaks every load. Its minor
+    version is its torch's plus fifteen (https://github.com/pytorch/vision#installation).
     """
     try:
         version, _, build = importlib.metadata.version("torch").partition("+")
@@ -109,22 +107,15 @@ def _install_torchvision() -> str:
 
 
 def package_error(source: ModelFiles, error: BaseException) -> MissingPackageError | None:
-    """Return the error of a package that is missing or broken, if that is the cause of another."""
+    """Return the error of a missing or broken package, if that is what caused another error."""
     chain = list(_chain(error))
     for cause in chain:
-        found = _NOT_FOUND.search(" ".join(str(cause).split()))
-        if found is not None and (found["old"] or found["advised"]):
-            return _unfit(source, found["old"] or found["advised"], cause)
-        if found is not None:
-            names = re.split(", ", found["many"] or found["one"].lower())
-            packages = [_DISTRIBUTIONS.get(name.lower(), name) for name in names]
-            commands = dict.fromkeys(map(install, packages))
-            return MissingPackageError(
-                f"{source.model}: packages are missing: {', '.join(packages)}"
-                if len(packages) > 1
-                else f"{source.model}: a package is missing: {packages[0]}",
-                " && ".join(commands),
-            )
+        match = _NOT_FOUND.search(" ".join(str(cause).split()))
+        if match is not None and (match["old"] or match["advised"]):
+            return _unfit(source, match["old"] or match["advised"], cause)
+        if match is not None:
+            names = re.split(", ", match["many"] or match["one"].lower())
+            return _missing(source, *(_DISTRIBUTIONS.get(name.lower(), name) for name in names))
     cause = chain[-1]
     is_import = any(isinstance(cause, ImportError) for cause in chain)
     if not is_import and next(_raisers(cause, importing=True), None) is None:
@@ -134,12 +125,10 @@ def package_error(source: ModelFiles, error: BaseException) -> MissingPackageErr
     if package is None:
         return MissingPackageError(
             f"{source.model}: a package is broken: {type(cause).__name__}: {words[:200]}",
-            "install again what that names",
+            "reinstall the package that this names",
         )
     if isinstance(cause, ModuleNotFoundError) and not _has_other_parts(cause.name):
-        return MissingPackageError(
-            f"{source.model}: a package is missing: {package}", install(package)
-        )
+        return _missing(source, package)
     again = install_package("--force-reinstall", "--no-deps", package)
     return MissingPackageError(
         f"{source.model}: the package {package} is broken: {type(cause).__name__}: {words[:200]}",
@@ -147,19 +136,23 @@ def package_error(source: ModelFiles, error: BaseException) -> MissingPackageErr
     )
 
 
+def _missing(source: ModelFiles, *packages: str) -> MissingPackageError:
+    are = "packages are" if len(packages) > 1 else "a package is"
+    return MissingPackageError(
+        f"{source.model}: {are} missing: {', '.join(packages)}",
+        " && ".join(dict.fromkeys(map(install, packages))),
+    )
+
+
 def _unfit(source: ModelFiles, requirement: str, error: BaseException) -> MissingPackageError:
-    """Return the error of a package that a library asks for, in a version that is not here."""
+    """Return the error of a package that a library needs in another version, or at all."""
     package = re.split("[<>=!~]", requirement)[0]
     try:
         version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return MissingPackageError(
-            f"{source.model}: a package is missing: {package}", install(package)
-        )
-    words = reason_of(error)
+        return _missing(source, package)
     return MissingPackageError(
-        f"{source.model}: the package {package} {version} is not the one that is needed:"
-        f" {words[:200]}",
+        f"{source.model}: the installed {package} {version} does not fit: {reason_of(error)[:200]}",
         install_package("--upgrade", requirement),
     )
 
@@ -180,7 +173,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _has_other_parts(name: str | None) -> bool:
-    """Return whether a module that is missing is part of a package that is here."""
+    """Return whether a missing module is part of a package that can be imported."""
     root, dot, _ = (name or "").partition(".")
     return bool(dot) and root in sys.modules
 
@@ -234,27 +227,26 @@ def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
         )
     if isinstance(error, KeyError) and error.args == ("metadata",):
         return UnloadableError(
-            f"{source.model}: the index of its weights has no 'metadata', and transformers asks it",
+            f"{source.model}: the index of its weights has no 'metadata', which transformers needs",
             "look for another revision of it, or add '\"metadata\": {}' to the index in a copy",
         )
     if source.adapter is not None and any(sign in words for sign in _UNFIT_ADAPTER):
         return UnloadableError(
             f"{source.model}: the adapter does not fit its base model: {words[:200]}",
-            "base_model_name_or_path in its adapter_config.json has to name the model it is of",
+            "base_model_name_or_path in adapter_config.json must name the model it was made for",
         )
     modules = [frame.f_globals.get("__name__") for frame in _frames(error)]
     if type(error).__name__ == "SafetensorError" or _READS_PICKLES in modules:
-        # What torch says first is how to run whatever a pickle holds.
+        # torch begins with advice to run whatever the pickle holds.
         if words.startswith("Weights only load failed"):
-            words = words.partition("WeightsUnpickler error: ")[2] or "they are no pickled tensors"
+            words = words.partition("WeightsUnpickler error: ")[2] or "not pickled tensors"
         return DamagedWeightsError(
-            f"{source.model}: the weights cannot be read: {words[:200]}",
-            units.command("verify", source.model, "--repair") if source.repo else None,
+            f"{source.model}: the weights cannot be read: {words[:200]}", source.repair
         )
-    # transformers' own words, or a class of its own that its files were not made for.
+    # transformers says so, or has used a class of its own that the files were not made for.
     needs_code = "trust_remote_code" in words or bool(source.classes)
     if needs_code and not source.trust_remote_code:
-        return refusal(source)
+        return untrusted_code(source)
     attention = "--attention eager" if source.attention and "attention" in words.lower() else None
     return UnloadableError(
         f"{source.model} cannot be loaded: {type(error).__name__}: {words[:300]}", attention

@@ -1,4 +1,4 @@
-"""What the figures of a load test say: medians, limits, one sentence of what dominates (pure)."""
+"""What a load test's figures mean: medians, limits, a sentence on what takes longest (pure)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ADVICE = {
     "import": _IMPORTING,
     "to_device": "the copy to the device is the limit: a smaller precision moves fewer bytes",
 }
-"""Phase that takes longest -> what to do, where that depends on nothing else."""
+"""Phase that takes longest -> what to do, if that depends on nothing else."""
 
 _DONE = {
     "start": "starting Python",
@@ -47,14 +47,14 @@ _DONE = {
 """Phase -> what a verdict calls it."""
 
 TIMED: tuple[Temperature, ...] = ("cold", "warm")
-"""Kinds of loads that are repeated where they were disturbed."""
+"""Kinds of loads that are repeated if they were disturbed."""
 
 _SLOW_DISK = 1_000_000_000
-"""Below this many bytes a second a disk is slower than a common NVMe drive."""
+"""Bytes per second below which a disk is slower than a common NVMe drive."""
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Return median, least and most of the values that are there."""
+    """Return the median, least and greatest of the values; `None` if none is known."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -62,10 +62,9 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def mark_slow(trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """Return trials of which those that took far longer than the fastest of their kind are marked.
+    """Return trials, with those marked that took far longer than the fastest of their kind.
 
-    What disturbs a load only ever makes it longer, so the fastest is what the others are held
-    against.
+    A disturbance only ever makes a load longer, so all are compared with the fastest.
     """
     fastest: dict[Temperature, float] = {}
     for trial in trials:
@@ -104,9 +103,9 @@ def summarize(
         result: model, precision and so on, with all trials.
         disk: the measured speed of the disk.
         copy_speed: the measured speed of the copy to the device; `None` for the CPU.
-        device_bytes: what is copied there.
+        device_bytes: the bytes that are copied to the device.
         wanted: how many valid trials of each kind were wanted.
-        machine: where it was measured.
+        machine: the machine that it was measured on.
     """
     valid = [trial for trial in result.trials if trial.valid]
     by = {
@@ -118,12 +117,12 @@ def summarize(
     imports = spread(trial.get("start", 0.0) + trial.get("import", 0.0) for trial in phases)
     disk_limit = result.bytes / disk.best if disk is not None else None
     reading = disk_limit if measured == "cold" else 0.0
-    whole = by[measured]
+    total = by[measured]
     limit = efficiency = None
-    if whole is not None and imports is not None and reading is not None:
+    if total is not None and imports is not None and reading is not None:
         copying = device_bytes / copy_speed if copy_speed else 0.0
         limit = max(imports.median, reading, copying)
-        efficiency = limit / whole.median
+        efficiency = limit / total.median
     loads = [trial for trial in valid if trial.temperature != "hot"]
     result = msgspec.structs.replace(
         result,
@@ -149,7 +148,7 @@ def summarize(
 def _read_speeds(
     result: Result, measured: Temperature, disk: Disk | None, machine: Machine | None
 ) -> dict[str, float | None]:
-    """Return how fast the weights came, and what part of the disk's and memory's speed that is."""
+    """Return how fast the weights came, and its share of the disk's and the memory's speed."""
     seconds = spread(
         max(trial.read_ahead or 0.0, sum(trial.phases.get(phase, 0.0) for phase in MOVING))
         for trial in result.trials
@@ -158,36 +157,35 @@ def _read_speeds(
     if seconds is None or not seconds.median:
         return {}
     speed = result.bytes / seconds.median
-    from_disk = disk is not None and measured == "cold"
     memory = machine.memory_speed if machine is not None else None
     return {
         "read_speed": speed,
-        "read_of_disk": speed / disk.best if disk is not None and from_disk else None,
+        "read_of_disk": speed / disk.best if disk is not None and measured == "cold" else None,
         "read_of_memory": speed / memory if memory else None,
     }
 
 
 def copy_speed_of(device: Accelerator) -> float | None:
-    """Return the greatest speed at which a device is known to take what it is given."""
+    """Return the greatest measured speed of copies to a device; `None` if none was measured."""
     return max((speed for speed in (device.copy_speed, device.pinned_speed) if speed), default=None)
 
 
 def short_of(trials: Sequence[Trial], temperature: Temperature, wanted: int) -> int:
-    """Return how many valid trials of a kind are still wanted, if only disturbances took them."""
+    """Return how many valid trials of a kind are missing because trials were disturbed."""
     of_kind = [trial for trial in trials if trial.temperature == temperature]
     broken = sum(not trial.valid and not trial.disturbed for trial in of_kind)
     return max(0, wanted - broken - sum(trial.valid for trial in of_kind))
 
 
 def _too_busy(result: Result, wanted: int) -> tuple[str, str] | None:
-    """Return what to say where too many trials were disturbed for a cause to be named."""
+    """Return verdict and advice if too many trials were disturbed for a cause to be named."""
     for temperature in TIMED:
-        disturbed = [t for t in result.trials if t.disturbed and t.temperature == temperature]
+        of_kind = [trial for trial in result.trials if trial.temperature == temperature]
+        disturbed = [trial for trial in of_kind if trial.disturbed]
         if disturbed and short_of(result.trials, temperature, wanted):
-            count = sum(trial.temperature == temperature for trial in result.trials)
             verdict = (
-                f"the machine was too busy: {len(disturbed)} of {count} {temperature} trials were"
-                f" disturbed ({disturbed[-1].why_not})"
+                f"the machine was too busy: {len(disturbed)} of {len(of_kind)} {temperature} trials"
+                f" were disturbed ({disturbed[-1].why_not})"
             )
             return verdict, "try again when nothing else runs here"
     return None
@@ -199,9 +197,7 @@ def _greatest(values: Iterable[int | None]) -> int | None:
 
 def median_phases(result: Result, temperature: Temperature) -> dict[str, float]:
     """Return the median of each phase over the valid trials of a temperature, in order."""
-    trials = [t for t in result.trials if t.valid and t.temperature == temperature]
-    if not trials:
-        return {}
+    trials = [trial for trial in result.trials if trial.valid and trial.temperature == temperature]
     return {
         phase: statistics.median(trial.phases.get(phase, 0.0) for trial in trials)
         for phase in PHASES
@@ -210,11 +206,11 @@ def median_phases(result: Result, temperature: Temperature) -> dict[str, float]:
 
 
 def judge_phases(result: Result) -> tuple[str | None, str | None]:
-    """Return what dominates the load, and what to do about it, as sentences for a person."""
+    """Return which phase takes longest, and what to do about it, as sentences for a person."""
     temperature: Temperature = "cold" if result.cold is not None else "warm"
-    whole = result.cold or result.warm
+    total = result.cold or result.warm
     phases = median_phases(result, temperature)
-    if whole is None or not phases:
+    if total is None or not phases:
         invalid = [trial for trial in result.trials if not trial.valid]
         if not invalid:
             return None, None
@@ -223,7 +219,7 @@ def judge_phases(result: Result) -> tuple[str | None, str | None]:
     share = phases[name] / sum(phases.values())
     warm = result.warm if result.cold is not None else None
     also = "" if warm is None else f" ({seconds_text(warm.median)} warm)"
-    load = f"loads in {seconds_text(whole.median)} {temperature}{also}"
+    load = f"loads in {seconds_text(total.median)} {temperature}{also}"
     return f"{load}; {_DONE[name]} is {share:.0%} of it", _advise(result, name, temperature)
 
 
@@ -235,12 +231,12 @@ def _advise(result: Result, dominant: str, temperature: Temperature) -> str | No
     if dominant in ("read", "read_to_device") and temperature == "cold":
         if result.loader == "plain":
             return "read ahead: --loader readahead, or vlmcache.load_model in your program"
-        speed = f" ({size_text(round(result.disk.best))} a second)" if result.disk else ""
+        speed = f" ({size_text(round(result.disk.best))}/s)" if result.disk else ""
         if result.disk is not None and result.disk.best >= _SLOW_DISK and result.efficiency:
             if result.efficiency > 0.8:
                 return f"the disk{speed} is the limit: a smaller precision or a faster disk helps"
-            return "other work on this machine slows the reading: try again when it is idle"
+            return "other work on this machine slows down reading: try again when it is idle"
         return f"the disk{speed} is the limit: a faster disk, or a kept int8 or int4 copy, helps"
     if dominant == "read":
-        return "more memory would keep the weights from being read and converted again"
+        return "with more memory, the weights would not be read and converted again"
     return _ADVICE.get(dominant)

@@ -13,7 +13,7 @@ from vlmcache.errors import OtherFormatError
 
 
 class Layout(NamedTuple):
-    """What a repo holds that transformers does not load, and what does."""
+    """What a repo holds that transformers does not load, and what loads it."""
 
     what: str
     """Follows `it is` or `its weights are`."""
@@ -21,13 +21,17 @@ class Layout(NamedTuple):
     """Programs or calls that load it."""
 
 
-def _has(*patterns: str) -> Callable[[AbstractSet[str], Mapping[str, Any]], bool]:
-    """Return what tells whether a file of a repo is named in one of these ways."""
+_Test = Callable[[AbstractSet[str], Mapping[str, Any]], bool]
+"""Tells from a repo's files and from what its config.json says whether a layout is its."""
+
+
+def _has(*patterns: str) -> _Test:
+    """Return the test whether a file's name matches one of some patterns."""
     pattern = re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
     return lambda names, _: any(map(pattern.search, names))
 
 
-_LAYOUTS: tuple[tuple[Callable[[AbstractSet[str], Mapping[str, Any]], bool], Layout], ...] = (
+_LAYOUTS: tuple[tuple[_Test, Layout], ...] = (
     (
         _has(rf"^{re.escape(formats.PIPELINE)}$"),
         Layout("it is a pipeline of diffusers", "diffusers: DiffusionPipeline.from_pretrained"),
@@ -82,7 +86,7 @@ _LAYOUTS: tuple[tuple[Callable[[AbstractSet[str], Mapping[str, Any]], bool], Lay
     (
         _has(r"\.safetensors$"),
         Layout(
-            "its weights are without a config.json that names an architecture of transformers",
+            "its weights have no config.json that names an architecture of transformers",
             "the program that its page names, such as ComfyUI",
         ),
     ),
@@ -114,7 +118,7 @@ def other_format(
 
 
 def layout_of(names: AbstractSet[str], config: Mapping[str, Any]) -> Layout | None:
-    """Return what the files of a repo are that transformers finds no weights of its own among.
+    """Return what the files of a repo are in which transformers finds no weights of its own.
 
     Args:
         names: the repo's files.

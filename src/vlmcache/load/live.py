@@ -1,4 +1,4 @@
-"""What is said of a load test, or of quantizing, while it runs (no rich)."""
+"""The lines that show how far a load test is while it runs (no rich)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WIDEST_BAR = 40
 
 
 class Progressing:
-    """The latest step, with the time that went by and the time that is left.
+    """The latest step, with the elapsed time and the time that is left.
 
     Args:
         clock: seconds.
@@ -24,15 +24,15 @@ class Progressing:
         self._step = Step("")
 
     def on_step(self, step: Step) -> None:
-        """Take note of what happens now."""
+        """Show a step from now on."""
         self._since = self._clock()
         self._step = step
 
     def lines(self, width: int, bar: tuple[str, str]) -> list[str]:
-        """Return what happens, how far it is, and the figures so far."""
+        """Return the step, how far the work is, and the figures so far."""
         step = self._step
-        # How far it is comes first, so that a narrow terminal shortens only the name.
-        counted = f"{step.unit} {step.number} of {step.of}  " if step.of else ""
+        # The count has a line of its own, so that a narrow terminal shortens only the step's text.
+        counted = f"trial {step.number} of {step.of}  " if step.of else ""
         room = min(_WIDEST_BAR, width - len(counted) - len(self._times()) - 3)
         drawn = ""
         if step.of and room >= 10:
@@ -42,9 +42,9 @@ class Progressing:
         return [*lines, f"so far: {self._figures()}"] if step.figures else lines
 
     def line(self) -> str:
-        """Return all of it in one line."""
+        """Return the same in one line."""
         step = self._step
-        counted = f"{step.unit} {step.number} of {step.of}: " if step.of else ""
+        counted = f"trial {step.number} of {step.of}: " if step.of else ""
         figures = f"; so far {self._figures()}" if step.figures else ""
         return f"{counted}{step.text}{figures}; {self._times()}" if step.text else ""
 
@@ -55,7 +55,7 @@ class Progressing:
 
     def _left(self) -> float | None:
         left = self._step.left
-        # Once it takes longer than estimated, nobody knows how much longer.
+        # A step that takes longer than estimated has an unknown time left.
         return None if left is None else max(1.0, left - (self._clock() - self._since))
 
     def _fraction(self) -> float:
@@ -66,7 +66,9 @@ class Progressing:
         return elapsed / (elapsed + left)
 
     def _figures(self) -> str:
-        return ", ".join(f"{kind} {exact_seconds(it)}" for kind, it in self._step.figures.items())
+        return ", ".join(
+            f"{kind} {exact_seconds(seconds)}" for kind, seconds in self._step.figures.items()
+        )
 
 
 def _clock_text(seconds: float) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlmcache import units
-from vlmcache.cache import page_cache
 from vlmcache.cache.free_memory import available_memory
 from vlmcache.cache.weights import Precision
 from vlmcache.config import CacheLocation
@@ -23,10 +22,12 @@ from vlmcache.errors import (
     UnloadableError,
     UnsupportedPrecisionError,
 )
+from vlmcache.home.journal import Journal
 from vlmcache.installing import install_package
 from vlmcache.load import device as devices
+from vlmcache.load import streams
 from vlmcache.load.explain import install
-from vlmcache.load.own_code import only_allowed, own_model_class, own_settings, refusal
+from vlmcache.load.own_code import only_allowed, own_model_class, own_settings, untrusted_code
 from vlmcache.load.report import QUANTIZED, Loader
 from vlmcache.load.shapes import wrong_shape
 from vlmcache.load.source import ModelFiles, check_fits, estimate_memory, read_tensors
@@ -36,22 +37,27 @@ _WIDER = {"BF16": "bf16", "F32": "fp32", "F64": "fp32"}
 """Stored types -> the precision that holds their values where fp16 cannot."""
 
 
-def remember_use(home: str, location: CacheLocation, source: ModelFiles, what: str) -> None:
-    """Note in vlmcache's memory that a model was used."""
-    from vlmcache.home.journal import Journal
-
-    if source.repo is not None and source.commit is not None:
-        with Journal(home) as memory:
-            memory.record_use(location.dir, ("model", source.repo, source.commit), what)
-
-
 _HARMLESS = ("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be cast")
-"""How bitsandbytes' warnings begin that tell nothing: an optional kernel is missing on the CPU, and
-LLM.int8 works in float16, as it always does."""
+"""The beginnings of bitsandbytes' warnings that say nothing: an optional kernel is missing on the
+CPU, and LLM.int8 works in float16, as it always does."""
+
+
+def remember_use(home: str, location: CacheLocation, source: ModelFiles, what: str) -> None:
+    """Note in the journal that a model was used.
+
+    Args:
+        home: vlmcache's own folder.
+        location: the hub cache.
+        source: the model; nothing is noted of one that is from no repo.
+        what: what used it, such as `load`.
+    """
+    if source.repo is not None and source.commit is not None:
+        with Journal(home) as journal:
+            journal.record_use(location.dir, ("model", source.repo, source.commit), what)
 
 
 def silence_bitsandbytes() -> None:
-    """Keep two warnings of bitsandbytes from the terminal, one of which comes at each matrix."""
+    """Keep two warnings of bitsandbytes from the terminal, one of which comes for each matrix."""
     for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).addFilter(_is_worth_showing)
 
@@ -62,7 +68,7 @@ def _is_worth_showing(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """Leave garbage alone for a while: importing makes many objects and hardly any garbage.
+    """Collect no garbage inside: importing makes many objects and hardly any garbage.
 
     Searching them again and again takes about a tenth of the time that the imports take.
     """
@@ -84,7 +90,7 @@ def choose_class(source: ModelFiles) -> tuple[Any, Any]:
 
     Raises:
         UnknownArchitectureError: transformers does not know it, and the repo brings no code.
-        UntrustedCodeError: the repo brings code, which nobody allowed to run.
+        UntrustedCodeError: the repo brings code, and nobody has allowed that to run.
     """
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -97,7 +103,7 @@ def choose_class(source: ModelFiles) -> tuple[Any, Any]:
             install_package("--upgrade", "transformers"),
         )
     if not known and not source.trust_remote_code:
-        raise refusal(source)
+        raise untrusted_code(source)
     with only_allowed(source):
         settings = _settings(source)
     own = own_model_class(source, settings.architectures) if source.trust_remote_code else None
@@ -123,7 +129,7 @@ def _settings(source: ModelFiles) -> Any:
             source.folder, trust_remote_code=False, local_files_only=True
         )
     except TypeError:
-        # An `auto_map` that is null, or names null, is none.
+        # It cannot read an `auto_map` that is null or names null, which stands for none.
         settings = CONFIG_MAPPING[source.model_type].from_pretrained(source.folder)
     vars(settings).pop("auto_map", None)
     return settings
@@ -154,7 +160,7 @@ def _known_class(kind: str, settings: Any) -> Any:
 
 
 def import_for(source: ModelFiles) -> None:
-    """Import all that loading a source needs; otherwise that would count as building."""
+    """Import all that loading a source needs, so that building the model does not include it."""
     settings, _ = choose_class(source)
     silence_bitsandbytes()
     _named_classes(settings)
@@ -165,7 +171,7 @@ def import_for(source: ModelFiles) -> None:
 
 
 def _named_classes(settings: Any) -> list[Any]:
-    """Return transformers' own class that a configuration names; empty for a class of the repo."""
+    """Return transformers' own class that a configuration names, as a list of one or none."""
     import transformers
 
     names = getattr(settings, "architectures", None) or ()
@@ -212,11 +218,11 @@ def build_model(
         source: the model's files.
         device: as torch names it, or `auto`.
         loader: what reads the weights.
-        notes: is given what the user should know of a model that loads nevertheless.
+        notes: a list to which notes for the user are added, on a model that loads nevertheless.
         checked: whether the device is known to work at the precision; else it is tried.
 
     Raises:
-        UnloadableError: it cannot be; errors of the libraries are left to `explained`.
+        UnloadableError: it cannot be built; errors of the libraries are left to `explained`.
     """
     where = devices.placement(device, source.device_map)
     chosen = devices.resolve_device(device)
@@ -242,19 +248,16 @@ def build_model(
     }
     arguments |= _precision_arguments(source, settings, where)
     with only_allowed(source):
-        if loader in ("pinned", "fastsafetensors", "runai"):
-            from vlmcache.load import streams
-
-            # transformers takes weights from a folder or from hand, never from both; its auto
-            # classes need a folder.
+        if loader in streams.STREAMING:
+            # transformers takes either a folder or tensors, and its auto classes need a folder.
             (known,) = _named_classes(settings) or (None,)
             if known is None or getattr(settings, "auto_map", None):
                 raise UnloadableError(
                     f"--loader {loader} cannot load {source.model}, whose class is its own",
                     "--loader readahead",
                 )
-            own = [path for path in source.weights if os.path.dirname(path) != source.adapter]
-            arguments["state_dict"] = streams.read(loader, own, where)
+            of_model = [path for path in source.weights if os.path.dirname(path) != source.adapter]
+            arguments["state_dict"] = streams.read_weights(loader, of_model, where)
             with streams.nothing_reserved():
                 model, loading = known.from_pretrained(None, **arguments)
         else:
@@ -289,7 +292,7 @@ def _attention(source: ModelFiles, settings: Any, notes: list[str]) -> str | Non
     """Return what transformers is to compute attention with; `None` is its own choice.
 
     Raises:
-        MissingPackageError: it was asked for, and its package is not installed.
+        MissingPackageError: the user asked for it, and its package is not installed.
     """
     from transformers.utils import is_flash_attn_2_available, is_kernels_available
 
@@ -318,13 +321,13 @@ def _check_loading(source: ModelFiles, model: Any, loading: Any, notes: list[str
     Raises:
         UnloadableError: shapes differ.
         DamagedWeightsError: more is missing, or a quantized weight does not fit its layer.
-        UntrustedCodeError: the repo has code for a model of its own, which nobody allowed to run.
+        UntrustedCodeError: the repo has code for a model of its own, and nobody has allowed that.
     """
     missing = sorted(loading["missing_keys"])
     lost = [name for name in missing if not _is_made_anew(model, name)]
     shapes = sorted(loading["mismatched_keys"])
     if (lost or shapes) and source.classes and not source.trust_remote_code:
-        raise refusal(source)
+        raise untrusted_code(source)
     for name, stored, expected in shapes:
         raise UnloadableError(
             f"{source.model}: {name} has the shape {list(stored)} in its files, and"
@@ -334,7 +337,7 @@ def _check_loading(source: ModelFiles, model: Any, loading: Any, notes: list[str
         raise DamagedWeightsError(
             f"{source.model}: {len(lost)} weights are not in its files:"
             f" {', '.join(lost[:_NAMED_KEYS])}",
-            units.command("verify", source.model, "--repair") if source.repo else None,
+            source.repair,
         )
     wrong = wrong_shape(model)
     if wrong is not None:
@@ -359,8 +362,8 @@ def _is_made_anew(model: Any, name: str) -> bool:
 def refuse_non_finite(source: ModelFiles, model: Any) -> None:
     """Make sure that weights which were stored in another type survived becoming fp16.
 
-    fp16 ends at 65504; a greater weight of bf16 becomes infinite, and what is computed NaN. It is
-    the files that tell in which types they hold weights: config.json may name fp16 beside bf16.
+    fp16 ends at 65504; a greater weight of bf16 becomes infinite, and what is computed NaN. Only
+    the files show the types of their weights: config.json may name fp16 where they are bf16.
     LLM.int8 quantizes what was fp16 before, and its scales (SCB) are infinite then.
 
     Raises:
@@ -377,7 +380,7 @@ def refuse_non_finite(source: ModelFiles, model: Any) -> None:
         values = weight.detach() if scales is None else scales
         if (scales is None and weight.dtype != torch.float16) or not values.numel():
             continue
-        # The least and the most of a tensor are NaN if anything in it is.
+        # The least and the greatest value of a tensor are NaN if any is.
         if not torch.isfinite(torch.stack(torch.aminmax(values))).all():
             raise UnsupportedPrecisionError(
                 f"{source.model}: {name} holds values that {source.precision} cannot",
@@ -385,73 +388,10 @@ def refuse_non_finite(source: ModelFiles, model: Any) -> None:
             )
 
 
-def model_devices(model: Any) -> list[str]:
-    """Return the devices that hold the model's weights."""
-    devices_used = {str(tensor.device) for tensor in _tensors(model)}
-    return sorted(
-        name if ":" in name or name == devices.CPU else f"{name}:0" for name in devices_used
-    )
-
-
-def weights_memory(model: Any) -> int:
-    """Return the bytes that the model's weights and buffers take, tied ones counted once."""
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in _tensors(model)}.values())
-
-
-def _tensors(model: Any) -> Iterator[Any]:
-    yield from model.parameters()
-    yield from model.buffers()
-
-
-def touch_all_weights(model: Any) -> None:
-    """Return when every weight is resident on its device.
-
-    On the CPU the kernel makes its pages resident; where it cannot, each is read. An accelerator
-    is waited for.
-
-    Raises:
-        UnloadableError: a weight was never loaded.
-    """
-    import torch
-
-    on_cpu = []
-    for tensor in _tensors(model):
-        if tensor.is_meta:
-            raise UnloadableError("a weight was left without content")
-        if tensor.device.type == devices.CPU and tensor.numel():
-            on_cpu.append(tensor)
-    for begin, end, tensors in _joined(on_cpu):
-        if page_cache.populate(begin, end - begin):
-            continue
-        for tensor in tensors:
-            content = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-            content[:: page_cache.PAGE].sum().item()
-    devices.synchronize(model_devices(model))
-
-
-def _joined(tensors: list[Any]) -> list[tuple[int, int, list[Any]]]:
-    """Return the ranges of memory that tensors lie in, each with its tensors.
-
-    Tensors on the same page, or on pages that follow each other, share a range: tied weights, and
-    most of those of one file.
-    """
-    ranges: list[tuple[int, int, list[Any]]] = []
-    for tensor in sorted(tensors, key=lambda tensor: tensor.data_ptr()):
-        steps = zip(tensor.shape, tensor.stride(), strict=True)
-        begin = tensor.data_ptr()
-        end = begin + (1 + sum((size - 1) * step for size, step in steps)) * tensor.element_size()
-        if ranges and begin // page_cache.PAGE <= -(-ranges[-1][1] // page_cache.PAGE):
-            first, last, its_own = ranges[-1]
-            ranges[-1] = first, max(last, end), [*its_own, tensor]
-        else:
-            ranges.append((begin, end, [tensor]))
-    return ranges
-
-
 def first_token(model: Any) -> Any:
-    """Return what a forward pass gives for a few token ids, with the device done.
+    """Return what a forward pass gives for a few token ids, when the device is done.
 
-    Token ids alone are enough: no image, and so no image library, is needed.
+    Token ids are enough: neither an image nor an image library is needed.
     """
     import torch
 
@@ -470,7 +410,7 @@ def first_token(model: Any) -> Any:
 
 
 def more_tokens(model: Any, count: int) -> None:
-    """Generate so many tokens after a prompt of a few token ids, greedily."""
+    """Generate a number of tokens greedily, after a prompt of a few token ids."""
     import torch
 
     ids = torch.tensor([[1, 2, 3, 4]], device=model.get_input_embeddings().weight.device)

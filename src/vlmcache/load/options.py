@@ -23,7 +23,7 @@ class LoadTestOptions(msgspec.Struct, frozen=True):
     """
 
     precisions: tuple[Precision, ...] = ()
-    """None means each model's configured one."""
+    """If empty, each model's configured one."""
     device: str = "auto"
     """As torch names it, or `auto`."""
     trials: int = 3
@@ -31,7 +31,7 @@ class LoadTestOptions(msgspec.Struct, frozen=True):
     cold: bool | None = None
     """Only cold loads, only warm ones, or both (`None`)."""
     tokens: int = 1
-    """How many are generated after the load; the first one is always timed."""
+    """How many tokens are generated after the load; the first one is always timed."""
     loaders: tuple[Loader, ...] | None = None
     """`None` means the one that was fastest on this machine before, reading ahead if nothing is
     remembered."""
@@ -44,7 +44,7 @@ class LoadTestOptions(msgspec.Struct, frozen=True):
     context: int = 0
     """Tokens of the context that the memory estimate holds the key-value cache of."""
     cold_libraries: bool = False
-    """Whether the libraries' files leave memory too before a cold load."""
+    """Whether the libraries' files are evicted from memory too before a cold load."""
 
     def __post_init__(self) -> None:
         if self.trials < 1 or self.tokens < 1:
@@ -55,9 +55,14 @@ class LoadTestOptions(msgspec.Struct, frozen=True):
         """The kinds of loads that are measured."""
         return ("cold", "warm") if self.cold is None else ("cold",) if self.cold else ("warm",)
 
+    @property
+    def synthetic_precisions(self) -> tuple[Precision, ...]:
+        """The precisions of synthetic models, for which none is configured."""
+        return self.precisions or ("bf16",)
+
 
 def parse_precisions(words: Iterable[str]) -> tuple[Precision, ...]:
-    """Return the precisions that names or lists of them with commas mean, each once.
+    """Return the precisions in names or in lists of names with commas, each once.
 
     Raises:
         UsageError: a name is not known.
@@ -69,7 +74,7 @@ def parse_precisions(words: Iterable[str]) -> tuple[Precision, ...]:
 
 
 def parse_loaders(words: Iterable[str]) -> tuple[Loader, ...] | None:
-    """Return the loaders that names or lists of them with commas mean; `auto` is a free choice.
+    """Return the loaders in names or in lists of names with commas; `None` if only `auto` is there.
 
     Raises:
         UsageError: a name is not known.

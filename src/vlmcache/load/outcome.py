@@ -1,4 +1,4 @@
-"""What a model computes for a fixed input, to be compared between two processes.
+"""What a model computes for a fixed input, so that two processes can be compared.
 
 torch is imported by the functions.
 """
@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlmcache.load.device import CPU
-from vlmcache.load.models import first_token, model_devices
+from vlmcache.load.models import first_token
+from vlmcache.load.residency import model_devices
 
 TOLERANCE = 1e-2
 """The largest difference of two logits on an accelerator, as part of the largest of all logits.
-There the order in which numbers are added is not fixed; on a CPU it is, and nothing may differ."""
+On accelerators numbers are added in no fixed order; on a CPU the order is fixed, and nothing may
+differ."""
 
 _CHANNELS = 3
 
@@ -34,30 +36,30 @@ def save(model: Any, path: str) -> None:
 
 
 def difference(model: Any, path: str) -> str | None:
-    """Return in words how a model differs from what was saved of another; `None` if it does not.
+    """Return in words how a model differs from what `save` wrote; `None` if it does not.
 
-    The weights are compared too: token ids alone reach no part that looks at images.
+    The weights are compared too: token ids do not reach the parts that read images.
     """
     import torch
 
     saved = torch.load(path, weights_only=True)
     weights = fingerprints(model)
-    other = sorted(
+    changed = sorted(
         name
         for name in weights.keys() | saved["weights"].keys()
         if weights.get(name) != saved["weights"].get(name)
     )
-    if other:
-        return f"{len(other)} of its weights are not those that were saved: {other[0]}"
-    found, wanted = logits(model), saved["logits"]
-    if found.shape != wanted.shape:
-        return f"its logits have the shape {tuple(found.shape)} in place of {tuple(wanted.shape)}"
+    if changed:
+        return f"{len(changed)} of its weights are not those that were saved: {changed[0]}"
+    actual, expected = logits(model), saved["logits"]
+    if actual.shape != expected.shape:
+        return f"its logits have the shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
     if model_devices(model) == [CPU]:
-        same = (found == wanted) | (found.isnan() & wanted.isnan())
+        same = (actual == expected) | (actual.isnan() & expected.isnan())
         count = int((~same).sum())
-        return f"{count} of its {found.numel()} logits differ" if count else None
-    scale = float(wanted.abs().max()) or 1.0
-    worst = float((found - wanted).abs().max()) / scale
+        return f"{count} of its {actual.numel()} logits differ" if count else None
+    scale = float(expected.abs().max()) or 1.0
+    worst = float((actual - expected).abs().max()) / scale
     return None if worst <= TOLERANCE else f"its logits differ by {worst:.1%} of the largest"
 
 
@@ -74,9 +76,10 @@ def fingerprints(model: Any) -> dict[str, str]:
 
 
 def logits(model: Any) -> Any:
-    """Return what a model computes for a few token ids, or an image if it needs one, on the CPU.
+    """Return what a model computes for a few token ids, or an image if it needs one.
 
-    Nothing is returned of a model that needs other inputs, such as sounds or the places of words.
+    The tensor is on the CPU. It is empty for a model that needs other inputs, such as sounds or the
+    positions of words.
 
     Raises:
         Exception: what the model raises for inputs that models of its class take.
@@ -85,24 +88,24 @@ def logits(model: Any) -> Any:
 
     failed: list[tuple[dict[str, Any], Exception]] = []
     try:
-        found = first_token(model)
+        computed = first_token(model)
     except Exception as error:
         ids = torch.tensor([[1, 2, 3, 4]])
         failed.append(({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, error))
-        for given in _with_image(model):
+        for inputs in _with_image(model):
             try:
-                found = _computed(model, given)
+                computed = _computed(model, inputs)
                 break
             except Exception as of_image:
-                failed.append((given, of_image))
+                failed.append((inputs, of_image))
         else:
             _raise_unless_others_are_needed(model, failed)
             return torch.empty(0)
-    return found.detach().float().to(CPU)
+    return computed.detach().float().to(CPU)
 
 
 def _with_image(model: Any) -> Iterator[dict[str, Any]]:
-    """Yield inputs with an image, as far as a model takes them: with token ids and without."""
+    """Yield those inputs that a model takes of an image and token ids: all, then without ids."""
     import torch
 
     config = model.config
@@ -111,14 +114,14 @@ def _with_image(model: Any) -> Iterator[dict[str, Any]]:
     if not sizes:
         return
     size = [sizes[0]] * 2 if isinstance(sizes[0], int) else list(sizes[0])
-    some = next(weight for weight in model.parameters() if weight.is_floating_point())
+    weight = next(weight for weight in model.parameters() if weight.is_floating_point())
     image = torch.linspace(-1, 1, _CHANNELS * math.prod(size)).reshape(1, _CHANNELS, *size)
-    ids = torch.tensor([[1, 2, 3, 4]], device=some.device)
-    # BLIP takes the place of each query from tokens of their own.
+    ids = torch.tensor([[1, 2, 3, 4]], device=weight.device)
+    # BLIP needs an image token for each of its queries.
     queries = getattr(config, "num_query_tokens", None) or 0
     token = getattr(config, "image_token_index", None) or 0
-    every = {
-        "pixel_values": image.to(some.device, some.dtype),
+    inputs = {
+        "pixel_values": image.to(weight.device, weight.dtype),
         "input_ids": torch.cat([ids.new_full((1, queries), token), ids], dim=1),
         "qformer_input_ids": ids,
         "decoder_input_ids": ids,
@@ -126,13 +129,13 @@ def _with_image(model: Any) -> Iterator[dict[str, Any]]:
     }
     taken = inspect.signature(model.forward).parameters
     for left_out in (set(), {"decoder_input_ids"}, {"input_ids"}):
-        yield {name: every[name] for name in every if name in taken and name not in left_out}
+        yield {name: inputs[name] for name in inputs if name in taken and name not in left_out}
 
 
 def _raise_unless_others_are_needed(
     model: Any, failed: Sequence[tuple[dict[str, Any], Exception]]
 ) -> None:
-    """Raise the first error of inputs which a model of the class takes that has no weights.
+    """Raise the first error of inputs that a model of the same class without weights accepts.
 
     Args:
         model: the model.
@@ -145,22 +148,22 @@ def _raise_unless_others_are_needed(
             bare = type(model)(model.config).eval()
     except (AttributeError, LookupError, TypeError, ValueError):
         return
-    for given, error in failed:
+    for inputs, error in failed:
         try:
-            _computed(bare, {name: value.to("meta") for name, value in given.items()})
+            _computed(bare, {name: value.to("meta") for name, value in inputs.items()})
         except (AttributeError, LookupError, TypeError, ValueError):
             continue
         except Exception:  # noqa: S110
-            # It came as far as needing a number.
+            # It accepted the inputs, and failed where it needed a weight's value.
             pass
         raise error
 
 
-def _computed(model: Any, given: dict[str, Any]) -> Any:
+def _computed(model: Any, inputs: dict[str, Any]) -> Any:
     import torch
 
     with torch.inference_mode():
-        answer = model(**given)
+        answer = model(**inputs)
     for name in ("logits", "logits_per_image", "last_hidden_state"):
         if getattr(answer, name, None) is not None:
             return answer[name]

@@ -1,8 +1,8 @@
 """Weights read straight into pinned memory and copied to devices while the next ones are read.
 
 Threads read pieces of the files, each into a buffer of its own; each device has one stream, which
-takes the pieces in the order in which they come. A buffer is filled again once its copy is done. On
-the CPU there is nothing to pin, and the pieces are copied as they come.
+copies the pieces in the order in which they come. A buffer is filled again once its copy is done.
+On the CPU nothing is pinned, and the pieces are copied as they come.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vlmcache.cache.weights import Tensor, read_header
 from vlmcache.errors import UnloadableError
-from vlmcache.load.device import CPU, module_of
+from vlmcache.load.device import CPU, full_name, module_of
 
 PIECE = 16 * 1024 * 1024
 """Bytes of one read and one copy."""
@@ -44,10 +44,10 @@ class _Piece(NamedTuple):
     """Offset in the file."""
     length: int
     target: Any
-    """The part of a device's memory that it belongs in, as bytes."""
+    """The part of a device's memory that it is copied to, as bytes."""
 
 
-def read(paths: Sequence[str], where: Mapping[str, str]) -> dict[str, Any]:
+def read_pinned(paths: Sequence[str], where: Mapping[str, str]) -> dict[str, Any]:
     """Return the tensors of safetensors files by name, each on its device.
 
     Args:
@@ -55,16 +55,16 @@ def read(paths: Sequence[str], where: Mapping[str, str]) -> dict[str, Any]:
         where: module's name -> device; the longest name that a tensor's begins with counts.
 
     Raises:
-        UnloadableError: a tensor is of a type that is not known here.
+        UnloadableError: the type of a tensor is unknown.
         OSError: a file cannot be read.
         ValueError: a file contradicts itself.
     """
     tensors: dict[str, Any] = {}
     pieces: list[_Piece] = []
     for path in paths:
-        found, its_pieces = _lay_out(path, where)
-        tensors |= found
-        pieces += its_pieces
+        of_file, pieces_of_file = _lay_out(path, where)
+        tensors |= of_file
+        pieces += pieces_of_file
     devices = sorted({str(device) for device in where.values()})
     queues = {device: _Queue(device) for device in devices}
     pending = iter(pieces)
@@ -87,7 +87,7 @@ def read(paths: Sequence[str], where: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _lay_out(path: str, where: Mapping[str, str]) -> tuple[dict[str, Any], list[_Piece]]:
-    """Return the tensors of a file, still without content, and what is to be read into them."""
+    """Return the tensors of a file, still without content, and the pieces to read into them."""
     import torch
 
     header = sorted(read_header(path).items(), key=lambda item: item[1].data_offsets)
@@ -98,11 +98,11 @@ def _lay_out(path: str, where: Mapping[str, str]) -> tuple[dict[str, Any], list[
         by_device.setdefault(_device_of(name, where), []).append((name, tensor))
     tensors: dict[str, Any] = {}
     pieces: list[_Piece] = []
-    for device, its_own in by_device.items():
-        sizes = [-(-tensor.stored // _ALIGNED) * _ALIGNED for _, tensor in its_own]
+    for device, named in by_device.items():
+        sizes = [-(-tensor.stored // _ALIGNED) * _ALIGNED for _, tensor in named]
         memory = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
         at = 0
-        for (name, tensor), size in zip(its_own, sizes, strict=True):
+        for (name, tensor), size in zip(named, sizes, strict=True):
             content = memory[at : at + tensor.stored]
             tensors[name] = content.view(_dtype(path, tensor)).reshape(tensor.shape)
             pieces += [
@@ -117,17 +117,17 @@ def _lay_out(path: str, where: Mapping[str, str]) -> tuple[dict[str, Any], list[
 def _dtype(path: str, tensor: Tensor) -> Any:
     import torch
 
-    known = getattr(torch, _DTYPES.get(tensor.dtype, ""), None)
-    if known is None:
+    dtype = getattr(torch, _DTYPES.get(tensor.dtype, ""), None)
+    if dtype is None:
         raise UnloadableError(
-            f"--loader pinned knows no {tensor.dtype}: {path}", "--loader readahead"
+            f"--loader pinned cannot read {tensor.dtype}: {path}", "--loader readahead"
         )
-    return known
+    return dtype
 
 
 def _device_of(name: str, where: Mapping[str, str]) -> str:
     above = [module for module in where if not module or f"{name}.".startswith(f"{module}.")]
-    # A name that no module bears goes to the first device; transformers moves it where it belongs.
+    # A tensor of no module goes to the first device; transformers moves it where it belongs.
     return str(where[max(above, key=len)] if above else next(iter(where.values())))
 
 
@@ -144,25 +144,21 @@ def _work(pieces: Iterator[_Piece], queues: Mapping[str, _Queue]) -> None:
         if busy is not None:
             busy.synchronize()
         _fill(memoryview(buffer.numpy())[:length], path, begin)
-        busy = queues[_name(target.device)].copy(target, buffer[:length])
+        busy = queues[full_name(str(target.device))].copy(target, buffer[:length])
     if busy is not None:
-        # Memory that a copy still reads must not go.
+        # Memory that a copy still reads must not be freed.
         busy.synchronize()
-
-
-def _name(device: Any) -> str:
-    return CPU if device.type == CPU else f"{device.type}:{device.index or 0}"
 
 
 def _fill(view: memoryview, path: str, begin: int) -> None:
     with open(path, "rb", buffering=0) as file:
         file.seek(begin)
-        got = 0
-        while got < len(view):
-            count = file.readinto(view[got:])
+        filled = 0
+        while filled < len(view):
+            count = file.readinto(view[filled:])
             if not count:
-                raise ValueError(f"{path} ends at byte {begin + got}")
-            got += count
+                raise ValueError(f"{path} ends at byte {begin + filled}")
+            filled += count
 
 
 class _Queue:
@@ -176,7 +172,7 @@ class _Queue:
             self._stream = self._module.Stream(device=device)
 
     def copy(self, target: Any, source: Any) -> Any:
-        """Begin a copy; return what tells that it is done, `None` if it is."""
+        """Begin a copy; return an event that it has ended, `None` if it has."""
         if not self.is_accelerator:
             target.copy_(source)
             return None

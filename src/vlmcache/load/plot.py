@@ -1,7 +1,7 @@
 """The plot of a load test: an SVG written here, or a PNG drawn by matplotlib.
 
 The colors are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which color-blind people
-can tell apart too.
+can distinguish too.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ COLORS = {
 """Phase -> color."""
 
 _WIDTH, _MARGIN, _LABEL, _TOTAL = 860, 24, 52, 190
-"""The picture's width; around it; of the kinds of loads, and of the times behind the bars."""
+"""Widths: of the picture, its margin, the kinds of loads, and the times after the bars."""
 _ROW, _BAR, _HEAD = 30, 20, 30
 _LETTER = 6.6
 """About the width of a letter of twelve pixels."""
 _MOST_LETTERS, _MOST_SMALL = 96, 140
-"""As many letters of twelve and of eleven pixels stand in a line."""
+"""The most letters of twelve and of eleven pixels that fit in a line."""
 _INK, _DIM, _GRID = "#222222", "#5f5f5f", "#dddddd"
 
 
@@ -56,7 +56,7 @@ class Bar(NamedTuple):
     phases: dict[str, float]
     total: str
     limit: float | None
-    """The least that the limits of imports, disk and copy allow, where it applies to this kind."""
+    """The least that imports, disk and copy allow, if that applies to this kind."""
 
     @property
     def seconds(self) -> float:
@@ -68,12 +68,12 @@ def check_plot(path: str) -> None:
     """Make sure that a plot can be drawn and written, before minutes of measuring.
 
     Raises:
-        UsageError: the file's name ends in no known kind of picture, or it cannot be written.
-        MissingPackageError: a PNG is wanted, and matplotlib is not installed.
+        UsageError: the file's name does not end in .png or .svg, or it cannot be written.
+        MissingPackageError: a PNG needs matplotlib, which is not installed.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in _KINDS:
-        raise UsageError(f"{path}: a plot is a {' or '.join(_KINDS)} file", "--plot loads.svg")
+        raise UsageError(f"{path}: a plot must be a {' or '.join(_KINDS)} file", "--plot loads.svg")
     check_targets(path)
     if suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
         raise MissingPackageError(
@@ -117,12 +117,11 @@ def _groups(report: LoadReport) -> list[tuple[str, list[Bar]]]:
 
 
 def _longest(groups: Sequence[tuple[str, list[Bar]]]) -> float:
-    every = [bar for _, bars in groups for bar in bars]
-    return max([*(bar.seconds for bar in every), *(bar.limit or 0.0 for bar in every), 0.01])
+    return max([0.01, *(max(bar.seconds, bar.limit or 0.0) for _, bars in groups for bar in bars)])
 
 
 def _step(longest: float) -> float:
-    """Return a round number of seconds of which five to eight come up to the longest bar."""
+    """Return a round number of seconds of which five to eight make up the longest bar."""
     power = 10.0 ** math.floor(math.log10(longest / 5))
     return next(power * factor for factor in (1, 2, 5, 10) if longest / (power * factor) <= 8)
 
@@ -145,7 +144,7 @@ def svg(report: LoadReport) -> str:
 
 
 class _Svg:
-    """Writes the elements of the plot, from above to below."""
+    """Writes the elements of the plot from top to bottom."""
 
     def __init__(self, report: LoadReport) -> None:
         self._report = report
@@ -255,7 +254,7 @@ class _Svg:
         self._y += 8
 
     def _limit(self, x: float, y: float, height: float) -> None:
-        """Draw the mark of a limit, which shows on every color."""
+        """Draw the mark of a limit, which is visible on every color."""
         ends = f'x1="{x:.2f}" y1="{y:g}" x2="{x:.2f}" y2="{y + height:g}"'
         self._add(f'<line {ends} stroke="#ffffff" stroke-width="5"/>')
         self._add(f'<line {ends} stroke="{_INK}" stroke-width="2" stroke-dasharray="4 2"/>')
@@ -284,7 +283,7 @@ class _Svg:
 
 
 def _safe(text: str) -> str:
-    """Return a string as it may stand in XML, which has no escape for control characters."""
+    """Return a string for XML, which has no escape for control characters."""
     return escape(printable(text))
 
 
@@ -303,7 +302,7 @@ def _png(report: LoadReport) -> bytes:
     groups = _groups(report)
     rows = [(name, bar) for name, bars in groups for bar in bars]
     ending = _ending(report)
-    # matplotlib takes what is between two dollars for a formula.
+    # matplotlib reads text between two dollar signs as a formula.
     folded = [part for line in ending for part in textwrap.wrap(printable(line), 80)]
     safe = [line.replace("$", "\\$") for line in folded]
     figure = Figure(figsize=(9, 2.2 + 0.5 * len(rows) + 0.2 * len(folded)), layout="constrained")

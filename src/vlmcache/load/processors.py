@@ -14,7 +14,7 @@ from vlmcache.load.source import TOKENIZERS, ModelFiles
 
 _CONFIG_LIMIT = 16_000_000
 _OWN = {"AutoTokenizer": "tokenizer_config.json", "AutoImageProcessor": "preprocessor_config.json"}
-"""Auto class -> the file in which transformers looks for a repo's own; not in config.json."""
+"""Auto class -> the file in which transformers looks for a repo's own class, not config.json."""
 _FOR_IMAGES = (
     "processor_config.json",
     "preprocessor_config.json",
@@ -24,12 +24,12 @@ _FOR_IMAGES = (
 
 
 def load_processor(source: ModelFiles) -> Any:
-    """Return the repo's processor or tokenizer; `None` for a repo without any.
+    """Return the repo's processor or tokenizer; `None` for a repo without one.
 
-    Without torchvision it is one for images and text: transformers' processors of videos need it.
+    Without torchvision it is one for images and text: transformers' video processors need it.
 
     Raises:
-        UnloadableError: it needs code that nobody allowed to run. Errors of the libraries are left
+        UnloadableError: it needs code that is not allowed to run. Errors of the libraries are left
             to `explained`.
     """
     names = {name for name in (*_FOR_IMAGES, *TOKENIZERS) if _is_file(source.processor, name)}
@@ -39,21 +39,23 @@ def load_processor(source: ModelFiles) -> Any:
     from transformers import ProcessorMixin
 
     try:
-        made = _of_transformers(source, names)
+        processor = _of_transformers(source, names)
     except (ImportError, OSError, ValueError):
         if own is None:
             raise
-        made = None
-    general = made is None or type(made).__module__.startswith("transformers.")
-    if own is None or isinstance(made, ProcessorMixin) or not general:
-        return made
-    # The tokenizer of every model is no match for the one that the repo brings.
+        processor = None
+    general = processor is None or type(processor).__module__.startswith("transformers.")
+    if own is None or isinstance(processor, ProcessorMixin) or not general:
+        return processor
+    if processor is not None and not source.trust_remote_code:
+        return processor
+    # The repo's own class is preferred to a general one of transformers.
     try:
-        return _read_own(source, own) if made is None or source.trust_remote_code else made
+        return _read_own(source, own)
     except (OSError, ValueError):
         if names:
             raise
-        # A class without any file that it could read.
+        # The class finds no file that it could read.
         return None
 
 
@@ -73,7 +75,7 @@ def _of_transformers(source: ModelFiles, names: AbstractSet[str]) -> Any:
         if "trust_remote_code" in str(error):
             raise
         if names.isdisjoint(_FOR_IMAGES):
-            # A vision model's repo that has but a tokenizer: there can be no processor.
+            # A vision model's repo with only a tokenizer cannot have a processor.
             return read(AutoTokenizer)
         if not isinstance(error, ImportError) or "torchvision" not in str(error).lower():
             raise
@@ -109,7 +111,7 @@ def _is_file(folder: str, name: str) -> bool:
 
 @contextlib.contextmanager
 def _without_videos() -> Iterator[None]:
-    """Let transformers make processors that have none for videos."""
+    """Let transformers make processors without the part for videos."""
     from transformers import ProcessorMixin
     from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 

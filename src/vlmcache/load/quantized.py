@@ -6,12 +6,10 @@ A copy is made in a folder of its own and renamed into its place, so a copy that
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from typing import Any
@@ -22,7 +20,6 @@ from vlmcache import log, units
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import ContentChangedError, hash_file
 from vlmcache.cache.mounts import nearest_folder
-from vlmcache.cache.owners import is_anothers
 from vlmcache.cache.weights import Precision
 from vlmcache.config import Session, find_model, own_home
 from vlmcache.errors import (
@@ -30,7 +27,6 @@ from vlmcache.errors import (
     MissingPackageError,
     NoDeviceError,
     NotEnoughMemoryError,
-    SpaceError,
     UnloadableError,
     UnsupportedPrecisionError,
     UntrustedCodeError,
@@ -52,25 +48,15 @@ from vlmcache.home.copies import (
     list_copies,
     read_manifest,
 )
+from vlmcache.load.finder import ModelFinder
 from vlmcache.load.report import QUANTIZED
-from vlmcache.load.source import (
-    ModelFiles,
-    ModelFinder,
-    as_copy,
-    check_fits,
-    estimate_memory,
-)
+from vlmcache.load.scratch import check_space, new_folder, refuse_anothers
+from vlmcache.load.source import ModelFiles, as_copy, check_fits, estimate_memory
 from vlmcache.progress import FileOf, Progress, continued_by, files_shown
 from vlmcache.report import Report
-from vlmcache.units import size_text
-
-MAKING = ".making-"
-"""Beginning of the names of folders in which a copy is being made, then the process's number."""
-_in_use: set[str] = set()
-"""The folders in which this process is making something."""
 
 _LOOK_EVERY = 0.5
-"""Seconds between looks at how much of a copy is written."""
+"""Seconds between two checks of how much of a copy is written."""
 _A_SHA256 = "0" * 64
 """What `hash_file` takes for the kind of hash."""
 
@@ -92,13 +78,13 @@ class Quantization(Report, frozen=True):
     size: int | None = None
     """What the copy takes."""
     seconds: float | None = None
-    """From the beginning until the copy is in its place and what it took is cleared away."""
+    """From the beginning until the copy is in its place and temporary files are removed."""
     phases: dict[str, float] = msgspec.field(default_factory=dict)
-    """What of these seconds it took to `quantize`, to `compare` and to `keep`."""
+    """The parts of these seconds that it took to `quantize`, to `compare` and to `keep`."""
     freed: int | None = None
     """What removing copies freed, or would free."""
     removed: bool = False
-    """Whether what `freed` counts is gone; with `--dry-run` it is still there."""
+    """Whether the copies that `freed` counts were removed; with `--dry-run` they were not."""
 
     @property
     def ids(self) -> list[str]:
@@ -107,23 +93,22 @@ class Quantization(Report, frozen=True):
 
 
 def find_copy(home: str, repo: str, commit: str, precision: Precision) -> KeptCopy | None:
-    """Return the copy that the installed libraries made and that is as it was made, or `None`.
+    """Return the copy that the installed libraries made, if it is unchanged, or `None`.
 
-    A file whose length and time are those of the manifest is taken to be unchanged; one that was
-    touched since is hashed.
+    A file whose length and time are those of the manifest counts as unchanged; one with another
+    time is hashed.
     """
     folder = copy_folder(home, repo, commit, precision)
     manifest = read_manifest(folder)
     if manifest is None or (manifest.repo, manifest.commit) != (repo, commit):
         return None
-    if failure(folder) is not None:
-        return None
-    if all(_is_whole(folder, name, file) for name, file in manifest.files.items()):
-        return describe(folder, manifest)
-    return None
+    unchanged = failure(folder) is None and all(
+        _is_unchanged(folder, name, file) for name, file in manifest.files.items()
+    )
+    return describe(folder, manifest) if unchanged else None
 
 
-def _is_whole(folder: str, name: str, file: CopiedFile) -> bool:
+def _is_unchanged(folder: str, name: str, file: CopiedFile) -> bool:
     if os.path.basename(name) != name:
         return False
     path = os.path.join(folder, name)
@@ -137,19 +122,13 @@ def _is_whole(folder: str, name: str, file: CopiedFile) -> bool:
 
 
 def preferred(home: str, source: ModelFiles) -> ModelFiles:
-    """Return the kept copy of a source where there is one for its precision, else the source."""
-    known = source.repo is not None and source.commit is not None and source.adapter is None
-    if source.precision not in QUANTIZED or not known:
-        return source
-    assert source.repo is not None
-    assert source.commit is not None
-    kept = find_copy(home, source.repo, source.commit, source.precision)
-    if kept is None:
-        return source
-    try:
-        return as_copy(source, kept.path)
-    except UnloadableError:
-        return source
+    """Return the kept copy of a source if there is one at its precision, else the source."""
+    if source.precision in QUANTIZED and source.repo and source.commit and source.adapter is None:
+        kept = find_copy(home, source.repo, source.commit, source.precision)
+        if kept is not None:
+            with contextlib.suppress(UnloadableError):
+                return as_copy(source, kept.path)
+    return source
 
 
 _NOT_THE_COPYS = (
@@ -160,11 +139,11 @@ _NOT_THE_COPYS = (
     UnsupportedPrecisionError,
     UntrustedCodeError,
 )
-"""Failures that say nothing of a copy: they depend on the machine and on what is allowed."""
+"""Failures that say nothing about a copy: they depend on the machine and on what is allowed."""
 
 
 def is_the_copys(source: ModelFiles, error: UnloadableError) -> bool:
-    """Return whether a failed load can be the fault of a kept copy, and the original may load."""
+    """Return whether a failed load can be a kept copy's fault, so that the original may load."""
     return source.kind == "copy" and not isinstance(error, _NOT_THE_COPYS)
 
 
@@ -172,11 +151,11 @@ def set_aside(copy: ModelFiles, error: UnloadableError) -> None:
     """Let no later load use a copy that failed while its original could be loaded."""
     from vlmcache.change.place import write_file
 
-    why = error.message
-    log.info("load", "the %s copy of %s is set aside: %s", copy.precision, copy.model, why)
-    # A home that is full or read-only is no reason for a load to fail.
+    reason = error.message
+    log.info("load", "the %s copy of %s is set aside: %s", copy.precision, copy.model, reason)
+    # A home that is full or read-only must not make a load fail.
     with contextlib.suppress(OSError):
-        write_file(os.path.join(copy.folder, FAILED), why.encode())
+        write_file(os.path.join(copy.folder, FAILED), reason.encode())
 
 
 def quantize(
@@ -191,9 +170,8 @@ def quantize(
 ) -> Quantization:
     """Keep a quantized copy of a cached model, made in a fresh process.
 
-    It is kept only if another process loads it and computes with it what the model computes that
-    was just quantized, equal to the last bit on the CPU, elsewhere to a hundredth of the largest
-    logit.
+    It is kept only if another process loads it and computes the same with it as the model that was
+    just quantized: to the last bit on the CPU, elsewhere to a hundredth of the largest logit.
 
     Args:
         session: what it works on.
@@ -212,16 +190,16 @@ def quantize(
     """
     from vlmcache.cache.free_memory import available_memory
     from vlmcache.load.explain import require_packages
-    from vlmcache.load.worker import run_child
+    from vlmcache.load.worker import PhaseClock, run_child
 
-    clock = _Clock()
+    clock = PhaseClock(time.monotonic())
     if precision not in QUANTIZED:
         raise UsageError(f"{precision} is not quantized", "--precision int8 or int4")
     home, _ = own_home(session.environment)
     finder = ModelFinder(session, [name], trust_remote_code=trust_remote_code)
-    _, found = finder.find(name, precision)
-    # What a copy is does not depend on what computes attention.
-    source = msgspec.structs.replace(found, attention=None)
+    _, source = finder.find(name, precision)
+    # A copy does not depend on what computes attention.
+    source = msgspec.structs.replace(source, attention=None)
     assert source.repo is not None
     assert source.commit is not None
     refuse_to_quantize(source)
@@ -261,54 +239,33 @@ def quantize(
     ):
         if device == "cpu":
             check_fits(source, need.held, available_memory(), device)
-        logits = os.path.join(scratch, "logits")
-        clock.begin("quantize")
-        request = {"device": device, "logits": logits}
-        whole = {"source": msgspec.to_builtins(source), "folder": making}
-        run_child({"task": "quantize"} | request | whole, source.model)
+        request = {"device": device, "logits": os.path.join(scratch, "logits")}
+        clock.lap("prepare")
+        run_child(
+            {"task": "quantize", "source": msgspec.to_builtins(source), "folder": making} | request,
+            source.model,
+        )
         phase_ended()
-        clock.begin("compare")
+        clock.lap("quantize")
         _compare(source, making, request)
         phase_ended()
-        clock.begin("keep")
+        clock.lap("compare")
         made = publish(home, making, source)
-    seconds, phases = clock.end()
-    return msgspec.structs.replace(plan, made=True, size=made.size, seconds=seconds, phases=phases)
-
-
-class _Clock:
-    """The seconds of each part of the work."""
-
-    def __init__(self) -> None:
-        self._begun = self._last = time.monotonic()
-        self._phases: dict[str, float] = {}
-
-    def begin(self, phase: str) -> None:
-        """Say that a part begins, and that the one before is over."""
-        self._lap()
-        self._phases[phase] = 0.0
-
-    def end(self) -> tuple[float, dict[str, float]]:
-        """Return the seconds of all, and of each part."""
-        self._lap()
-        return self._last - self._begun, self._phases
-
-    def _lap(self) -> None:
-        now = time.monotonic()
-        for phase in list(self._phases)[-1:]:
-            self._phases[phase] = now - self._last
-        self._last = now
+    clock.lap("keep")
+    phases = {phase: taken for phase, taken in clock.phases.items() if phase != "prepare"}
+    return msgspec.structs.replace(
+        plan, made=True, size=made.size, seconds=clock.seconds, phases=phases
+    )
 
 
 @contextlib.contextmanager
 def _shown(
     progress: Progress, model: str, making: str, expected: int
 ) -> Iterator[Callable[[], None]]:
-    """Show meanwhile what happens, and how much of a copy is written, by the folder of it.
+    """Show the phase, and how much of a copy is written to the folder in which it is made.
 
     Yields:
-        What is called once the copy is written, and again once it was compared with what the
-        model computes.
+        A function to call once the copy is written, and again once it is compared.
     """
     phases = ["quantizing", "comparing"]
     files = {name: FileOf(model, name, expected) for name in phases}
@@ -339,7 +296,7 @@ def _shown(
 
 
 def _compare(source: ModelFiles, making: str, request: dict[str, Any]) -> None:
-    """Load a copy that was made in a folder in another process, and compare what it computes.
+    """Load a new copy in another process, and compare what it computes.
 
     Raises:
         UnloadableError: it cannot be loaded, or computes something else.
@@ -350,24 +307,21 @@ def _compare(source: ModelFiles, making: str, request: dict[str, Any]) -> None:
         copy = as_copy(source, making)
         compared = {"task": "compare", "source": msgspec.to_builtins(copy)}
         difference = run_child(request | compared, source.model)["difference"]
+        reason = f"loaded again, {difference}" if difference is not None else None
     except _NOT_THE_COPYS:
         raise
     except UnloadableError as error:
+        reason = f"it can be quantized to {source.precision} but not loaded again: {error.message}"
+    if reason is not None:
         raise UnloadableError(
-            f"no copy was kept of {source.model}: {source.precision} can be made of it but not"
-            f" loaded again: {error.message}",
-            f"load it with --precision {source.precision}: it is quantized each time",
-        ) from None
-    if difference is not None:
-        raise UnloadableError(
-            f"no copy was kept of {source.model}: loaded again, {difference}",
+            f"no copy of {source.model} was kept: {reason}",
             f"load it with --precision {source.precision}: it is quantized each time",
         )
 
 
 @contextlib.contextmanager
 def fitting_hints(precision: Precision) -> Iterator[None]:
-    """Replace hints that name a precision which `quantize` refuses, or the one that it was given.
+    """Replace hints with a precision that `quantize` refuses, or that it was given.
 
     Raises:
         UnloadableError: what was raised inside, with the hint that fits.
@@ -383,7 +337,7 @@ def fitting_hints(precision: Precision) -> Iterator[None]:
 
 
 def refuse_to_quantize(source: ModelFiles) -> None:
-    """Make sure that a model is one of which there can be a quantized copy.
+    """Make sure that a quantized copy can be made of a model.
 
     Raises:
         UnloadableError: it is quantized already, or an adapter, which is saved without its base.
@@ -401,7 +355,7 @@ def remove_quantized(
 ) -> Quantization:
     """Remove the kept copies of a model at a precision, of all its commits and library versions.
 
-    With `dry_run` nothing is removed, and freed is what would be.
+    With `dry_run` nothing is removed, and `freed` says what would be freed.
 
     Raises:
         UnknownModelError: the name is neither a key nor a repo id.
@@ -438,63 +392,6 @@ def remove_quantized(
     )
 
 
-def check_space(folder: str, what: str, size: int, min_free: int) -> None:
-    """Make sure that something can be made below a folder, which need not exist.
-
-    Raises:
-        SpaceError: it would leave less than `min_free` bytes on the disk.
-    """
-    free = shutil.disk_usage(nearest_folder(folder)).free
-    if free - size < min_free:
-        raise SpaceError(
-            f"the {what} takes about {size_text(size)}, and {folder} has {size_text(free)} free"
-            f" with {size_text(min_free)} kept",
-            "make room on that disk, or name another folder with VLMCACHE_HOME",
-        )
-
-
-def refuse_anothers(folder: str) -> None:
-    """Make sure that root does not write into the home of another user.
-
-    Raises:
-        PermissionError: it would.
-    """
-    if is_anothers(folder):
-        reason = "root writes nothing in another user's folder: name root's own with VLMCACHE_HOME"
-        raise PermissionError(errno.EACCES, reason, folder)
-
-
-@contextlib.contextmanager
-def new_folder(root: str) -> Iterator[str]:
-    """Yield a new folder for what this process makes; it is removed unless it was renamed by then.
-
-    Folders that processes now gone left behind are removed.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    import psutil
-
-    refuse_anothers(root)
-    os.makedirs(root, exist_ok=True)
-    for name in os.listdir(root):
-        path = os.path.join(root, name)
-        number, _, _ = name.removeprefix(MAKING).partition("-")
-        if not name.startswith(MAKING) or not number.isdigit() or path in _in_use:
-            continue
-        # In containers one process after the other has the same number.
-        if int(number) == os.getpid() or not psutil.pid_exists(int(number)):
-            shutil.rmtree(path, ignore_errors=True)
-    making = os.path.join(root, f"{MAKING}{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    _in_use.add(making)
-    try:
-        os.makedirs(making)
-        yield making
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
-        _in_use.discard(making)
-
-
 def publish(home: str, making: str, source: ModelFiles) -> KeptCopy:
     """Write the manifest of a copy that was made, and rename the copy into its place.
 
@@ -527,7 +424,7 @@ def publish(home: str, making: str, source: ModelFiles) -> KeptCopy:
     parent = os.path.dirname(folder)
     os.makedirs(parent, exist_ok=True)
     if os.path.isdir(folder):
-        # A damaged one, else it would have been used: out of the way, and gone.
+        # It is damaged, or it would have been used.
         old = f"{making}-old"
         os.rename(folder, old)
         shutil.rmtree(old, ignore_errors=True)

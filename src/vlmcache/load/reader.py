@@ -1,6 +1,6 @@
 """Filling the page cache ahead of a loader, by threads or by a process of its own.
 
-The process that reads ahead runs this file, without site-packages: only the standard library and
+The process that reads ahead runs this file without site-packages, so only the standard library and
 `cache.page_cache` are imported here.
 """
 
@@ -34,9 +34,9 @@ __all__ = [
 ]
 
 STEP = 32 * 1024 * 1024
-"""Bytes that a reader brings at once; large enough that a disk is not kept waiting for more."""
+"""Bytes that a reader reads at once; enough that a disk never waits for the next request."""
 READERS = 2
-"""Threads that read at once where nothing better is known of a disk."""
+"""Threads that read at once if nothing better is known for a disk."""
 
 _PR_SET_PDEATHSIG = 1
 _NICE = 10
@@ -48,11 +48,11 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__fil
 
 
 class Readers:
-    """Threads that bring files into memory, in the order in which they are named.
+    """Threads that read files into memory, in the order in which they are named.
 
-    Each takes a contiguous part of each file: threads that take small pieces in turn are slower
+    Each reads a contiguous part of each file: threads that read small pieces in turn are slower
     than one thread, since the disk sees no sequence.
-    A file that cannot be read is left to the loader, which tells what is wrong.
+    A file that cannot be read is left to the loader, which reports the error.
 
     Args:
         paths: the files.
@@ -83,14 +83,14 @@ class Readers:
             thread.join()
 
     def run_for(self, seconds: float) -> bool:
-        """Wait so long, but only until everything was read; return whether there is more to do."""
+        """Wait until everything was read, or so long; return whether there is more to read."""
         deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return any(thread.is_alive() for thread in self._threads)
 
     def halt(self) -> None:
-        """Let each thread end after the step it is at."""
+        """Let each thread end after its current step."""
         self._halted.set()
 
     def _run(self, parts: Sequence[_Part]) -> None:
@@ -107,10 +107,10 @@ class Readers:
 
 
 class ReadAhead:
-    """Brings files into memory from a process of its own, from now on, and returns at once.
+    """Reads files into memory in a process of its own, from when it is made.
 
-    Threads would do, if imports and the mapping of libraries did not wait for them: on two cores a
-    cold load of 4 GB took 7 to 12 s with threads and about 6 s with a process.
+    Imports and the mapping of libraries would wait for threads: on two cores a cold load of 4 GB
+    took 7 to 12 s with threads and about 6 s with a process.
 
     Args:
         paths: the files, the first wanted first.
@@ -128,22 +128,22 @@ class ReadAhead:
         self._complete = not any(longer for _, _, longer in _lengths(paths, limit))
         program = sys.executable or ""
         if not getattr(sys, "frozen", False) and os.path.basename(program).startswith("python"):
-            told = [_PACKAGE, str(count), "" if limit is None else str(limit), *paths]
+            arguments = [_PACKAGE, str(count), "" if limit is None else str(limit), *paths]
             # Isolated and without site-packages, an interpreter starts in a few milliseconds.
             with contextlib.suppress(OSError):
                 self._process = subprocess.Popen(
-                    [program, "-I", "-S", "-c", _COMMAND, *told],
+                    [program, "-I", "-S", "-c", _COMMAND, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                 )
         if self._process is None:
-            # An application that embeds Python has no interpreter to start.
+            # An application that embeds Python has no interpreter that can be started.
             self._readers = Readers(paths, count, limit)
             self._readers.start()
 
     def is_done(self) -> bool:
-        """Return whether all bytes of the files were read, which a limit can prevent."""
+        """Return whether all bytes of the files were read, which a limit may prevent."""
         return self._complete and self._process is not None and self._process.poll() is not None
 
     def wait(self) -> None:
@@ -157,7 +157,7 @@ class ReadAhead:
             self._readers.wait()
 
     def halt(self) -> None:
-        """End the reading, wherever it is."""
+        """End the reading at once."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -167,28 +167,28 @@ class ReadAhead:
 
 
 def end_with_parent() -> None:
-    """Let the kernel end this process with the one that started it, should that be killed."""
+    """Let the kernel kill this process when the process that started it ends."""
     library = page_cache.libc()
     if library is not None and sys.platform.startswith("linux"):
         library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 class _Part(NamedTuple):
-    """What one reader brings of one file."""
+    """The part of a file that one reader reads."""
 
     path: str
     begin: int
     end: int
     limit: int | None
-    """Up to where the file is read, if not to its end."""
+    """The offset up to which the file is read, if not to its end."""
 
 
 def main() -> None:
-    """Be the process that reads ahead."""
+    """Read ahead, as the process that `ReadAhead` starts."""
     begun = time.monotonic()
     end_with_parent()
     if hasattr(os, "nice"):
-        # What reads ahead must not take a processor from the imports that it is to be hidden by.
+        # It must not take a processor from the imports that it runs next to.
         os.nice(_NICE)
     count, limit, *paths = sys.argv[1:]
     readers = Readers(paths, int(count), int(limit) if limit else None)
@@ -198,24 +198,24 @@ def main() -> None:
 
 
 def _lengths(paths: Sequence[str], limit: int | None) -> Iterator[tuple[str, int, bool]]:
-    """Yield each file, how much of it is to be read, and whether it is longer."""
+    """Yield each file, how many of its bytes are to be read, and whether it is longer."""
     for path in paths:
         try:
-            whole = size = os.path.getsize(path)
+            length = size = os.path.getsize(path)
         except OSError:
             continue
         if limit is not None:
             size = min(size, limit)
             limit -= size
-        yield path, size, size < whole
+        yield path, size, size < length
 
 
 def _parts(files: Sequence[tuple[str, int, bool]], number: int, count: int) -> list[_Part]:
     """Return one reader's parts of files (see `_lengths`), in whole huge pages."""
     parts = []
-    for path, size, cut in files:
+    for path, size, longer in files:
         pages = -(-size // page_cache.HUGE_PAGE)
         begin, end = (pages * part // count * page_cache.HUGE_PAGE for part in (number, number + 1))
         if begin < end:
-            parts.append(_Part(path, begin, min(end, size), size if cut else None))
+            parts.append(_Part(path, begin, min(end, size), size if longer else None))
     return parts

@@ -1,4 +1,4 @@
-"""What a load test found, as values (pure). What they say is in `judging`.
+"""The values of a load test (pure); what they mean is in `judging`.
 
 Times are seconds, sizes bytes, speeds bytes per second.
 """
@@ -17,14 +17,14 @@ from vlmcache.report import Report
 from vlmcache.units import counted
 
 Temperature = Literal["cold", "warm", "hot"]
-"""Weights on the disk only; weights in the machine's memory; a second load in one process."""
+"""Weights on the disk only; weights in the machine's memory; a second load in the same process."""
 
 QUANTIZED: tuple[Precision, ...] = ("int8", "int4")
 
 Loader = Literal["plain", "readahead", "pinned", "fastsafetensors", "runai"]
 
 WeightsSource = Literal["weights", "at-load", "copy"]
-"""The stored weights; the same, quantized at the load; a kept quantized copy."""
+"""The stored weights; the stored weights, quantized at each load; a kept quantized copy."""
 
 PHASES = {
     "start": "starting Python",
@@ -36,20 +36,20 @@ PHASES = {
     "to_device": "copying",
     "quantise": "quantizing",
 }
-"""Phase -> what to call it, in the order in which they come. Together they are the load.
+"""Phase -> what to call it, in their order. Together they are the load.
 
 device: an accelerator's first use. build: the model without its weights. read: the weights into
 memory, with their conversion to another precision. read_to_device: the weights from the disk onto
-an accelerator, where one goes on during the other. to_device: the weights from memory onto an
+an accelerator, reading and copying at the same time. to_device: the weights from memory onto an
 accelerator, and waiting for it.
 """
 
 MOVING = ("read", "read_to_device", "to_device")
-"""Phases in which the weights come to where they are used."""
+"""Phases in which the weights are moved to where they are used."""
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """Median, least and most of the valid trials' seconds, and how many there were."""
+    """Median, least and greatest of the valid trials' seconds, and the number of these trials."""
 
     median: float
     min: float
@@ -64,9 +64,9 @@ class DevicePeak(msgspec.Struct, frozen=True):
     allocated: int
     """The most that torch's tensors took."""
     reserved: int | None
-    """The most that torch had taken from the driver, for tensors and for later ones."""
+    """The most that torch had taken from the driver, for tensors now and later."""
     used: int | None
-    """What the driver says is used after the load, by all processes: with the device's context."""
+    """What all processes use after the load, as the driver says: with the device's context."""
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ class Trial(msgspec.Struct, frozen=True):
     seconds: float | None
     """From the start of the process until every weight was on the device; the sum of the phases."""
     bytes_read: int | None
-    """What the kernel says came from the disk for this process."""
+    """The bytes that the kernel fetched from the disk for this process."""
     resident_before: float | None
     """The part of the weight files that was in memory before, 0 to 1."""
     peak_memory: int | None
@@ -91,21 +91,21 @@ class Trial(msgspec.Struct, frozen=True):
     read_ahead: float | None = None
     """Seconds that reading ahead took, in parallel with other phases."""
     no_token: str | None = None
-    """Why there is no first token, or no more than that."""
+    """Why there is no first token, or no further one."""
     processor: float | None = None
     """Seconds that making the processor took after the load."""
     no_processor: str | None = None
     """Why it cannot be made."""
     notes: tuple[str, ...] = ()
-    """What the user should know of a model that loads nevertheless."""
+    """Notes for the user on a model that loads nevertheless."""
     disturbed: bool = False
-    """Whether it is invalid since other work got in its way; such trials are repeated."""
+    """Whether it is invalid because other work slowed it down; such trials are repeated."""
     waited: float | None = None
-    """Seconds for which the main thread waited for a processor that others held."""
+    """Seconds for which the main thread waited for a processor in use by others."""
     others: float | None = None
     """The part of the processors that other processes used meanwhile, 0 to 1."""
     cold_parts: tuple[str, ...] = ()
-    """What was not in memory before: `weights`, and `libraries` if that was asked for."""
+    """The parts that were not in memory before: `weights`, and `libraries` if asked for."""
     device_peaks: tuple[DevicePeak, ...] = ()
 
 
@@ -113,21 +113,22 @@ class Disk(msgspec.Struct, frozen=True):
     """How fast the weight files themselves come from their disk, evicted before."""
 
     sequential: float
-    """Bytes a second of one reader."""
+    """Bytes per second of one reader."""
     parallel: float
     """The best of several readers."""
     bytes: int
+    """How many were read to measure it."""
     readers: int = 1
     """The fewest readers at once that are as fast as any."""
 
     @property
     def best(self) -> float:
-        """The greater of both."""
+        """The greater speed of the two."""
         return max(self.sequential, self.parallel)
 
 
 class Expectation(msgspec.Struct, frozen=True):
-    """What can be expected of a model, and who says so."""
+    """The memory and download to expect of a model, in bytes, and the source that states them."""
 
     memory: int | None
     download: int | None
@@ -160,29 +161,29 @@ class Result(msgspec.Struct, frozen=True):
     source: WeightsSource = "weights"
     disk: Disk | None = None
     memory_estimate: int | None = None
-    """What was estimated before; the trials say what was measured."""
+    """The estimate before the load; the trials have what was measured."""
     memory_context: int | None = None
-    """Of `memory_estimate`, the key-value cache of the context that `--context` names."""
+    """The part of `memory_estimate` for the key-value cache of the context from `--context`."""
     memory_notes: tuple[str, ...] = ()
-    """What of `memory_estimate` is only approximate."""
+    """The parts of `memory_estimate` that are only approximate."""
     peak_memory: int | None = None
     peak_device_memory: int | None = None
     expected: Expectation | None = None
     verdict: str | None = None
     advice: str | None = None
     read_speed: float | None = None
-    """Bytes of weights a second while they were read (or copied), in the median trial."""
+    """Bytes of weights per second while they were read (or copied), in the median trial."""
     read_of_disk: float | None = None
-    """That as a part of the disk's best speed; `None` if nothing was read from it."""
+    """`read_speed` as a part of the disk's best speed; `None` if nothing was read from it."""
     read_of_memory: float | None = None
-    """That as a part of the speed at which one thread copies memory."""
+    """`read_speed` as a part of the speed at which one thread copies memory."""
     tokens_per_second: Spread | None = None
     cold_libraries: bool = False
-    """Whether the libraries' files were not in memory either before a cold trial."""
+    """Whether the libraries' files too were evicted from memory before a cold trial."""
     path: str | None = None
-    """The folder that it is loaded from, behind the link of a move."""
+    """The folder that it is loaded from; for a moved model, where its link leads."""
     elsewhere: str | None = None
-    """The other cache that a move has brought it to, such as an archive; `None` if it is here."""
+    """The other cache that it was moved to, such as an archive; `None` if it is here."""
 
 
 class LoadFailure(msgspec.Struct, frozen=True):
@@ -231,7 +232,7 @@ class Machine(msgspec.Struct, frozen=True):
             "system": self.system.split("-")[0],
             "cpu": self.cpu,
             "cores": str(self.cores),
-            # What the firmware keeps to itself varies a little from boot to boot.
+            # The firmware reserves a little more or less from boot to boot.
             "memory": f"{self.memory / 1e9:.0f} GB",
             "accelerators": ", ".join(device.name for device in self.accelerators) or "none",
             "filesystem": self.filesystem or "unknown",
@@ -240,7 +241,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One result then and now."""
+    """How one result differs from an earlier one."""
 
     model: str
     precision: Precision
@@ -265,7 +266,7 @@ class Comparison(msgspec.Struct, frozen=True):
     only_now: tuple[str, ...] = ()
     then_at: datetime | None = None
     then_complete: bool = True
-    """Whether the earlier report is one of all trials that were planned then."""
+    """Whether the earlier report has all trials that were planned then."""
 
 
 class Remembered(msgspec.Struct, frozen=True):
@@ -305,22 +306,22 @@ class LoadReport(Report, frozen=True):
     complete: bool = True
     """Whether all trials that were planned were made, as far as the models can be loaded."""
     ended_by: Literal["interrupted", "terminated"] | None = None
-    """What ended it before: Ctrl-C, or SIGTERM."""
+    """What ended it early: Ctrl-C, or SIGTERM."""
     trials_made: int | None = None
     trials_planned: int | None = None
-    """Those made, and those that were still to come."""
+    """The trials made, and those that were still to come."""
     written: dict[str, str] = msgspec.field(default_factory=dict)
-    """What was written (`report`, `plot`, `history`) -> path."""
+    """Kind of file that was written (`report`, `plot`, `history`) -> path."""
 
     @property
     def ids(self) -> list[str]:
-        """One line for each result, of now or remembered: model, precision, loader."""
+        """One line for each result, new or remembered: model, precision, loader."""
         results = (*self.results, *(earlier.result for earlier in self.history))
         return [f"{result.model} {result.precision} {result.loader}" for result in results]
 
     @property
     def problem(self) -> VlmcacheError | None:
-        """What the failures come to: `None`, a part, or the first of them."""
+        """Why not all was measured: an interruption, or the failures; `None` if all was."""
         if self.interrupted:
             kind = TerminatedLoadError if self.ended_by == "terminated" else InterruptedLoadError
             return kind(

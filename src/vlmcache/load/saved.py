@@ -31,7 +31,7 @@ def read_report(path: str) -> LoadReport:
     """Return a report that `--save` or `--json` wrote.
 
     Raises:
-        UsageError: the file cannot be read, or is no such report.
+        UsageError: the file cannot be read, or is not a load report.
     """
     try:
         return msgspec.json.decode(read_bytes(path, _REPORT_LIMIT), type=LoadReport)
@@ -45,31 +45,33 @@ def read_report(path: str) -> LoadReport:
 
 
 def compared(report: LoadReport, earlier: LoadReport | None) -> LoadReport:
-    """Return a report with the comparison to an earlier one, if there is one."""
+    """Return a report with its comparison with an earlier one, if that is given."""
     if earlier is None:
         return report
     return msgspec.structs.replace(report, comparison=compare(earlier, report))
 
 
 def check_targets(*paths: str | None) -> None:
-    """Make sure, before minutes of measuring, that files can be written where they are wanted.
+    """Make sure, before minutes of measuring, that files can be written.
 
     Raises:
-        UsageError: a folder is not there or cannot be written.
+        UsageError: a file's folder does not exist or cannot be written to.
     """
     for path in paths:
         if path is None:
             continue
         folder = os.path.dirname(os.path.abspath(path))
         if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
-            raise UsageError(f"{path}: cannot be written there")
+            raise UsageError(
+                f"{path}: cannot be written there", "name a file in an existing folder of yours"
+            )
 
 
 def save_report(path: str, report: LoadReport) -> LoadReport:
-    """Write a report as JSON, and return it with the file among those written.
+    """Write a report as JSON; return it with the file's path added.
 
     Raises:
-        OSError: it cannot be written; what was at the path before is untouched.
+        OSError: it cannot be written; a file that was there before is unchanged.
     """
     path = os.path.abspath(path)
     content = {"schema": "vlmcache.load-test/1"} | msgspec.to_builtins(report)
@@ -102,10 +104,10 @@ def history(session: Session, names: Sequence[str]) -> LoadReport:
 
 
 def remembered(home: str) -> list[Remembered]:
-    """Return the results of earlier runs, the latest first. What cannot be read is left out."""
+    """Return the readable results of earlier runs, the latest first."""
     results = []
-    with Journal(home) as memory:
-        for content in memory.loads():
+    with Journal(home) as journal:
+        for content in journal.loads():
             with contextlib.suppress(*JSON_ERRORS):
                 results.append(msgspec.json.decode(content, type=Remembered))
     return results
@@ -114,15 +116,15 @@ def remembered(home: str) -> list[Remembered]:
 def best_loader(
     home: str, source: ModelFiles, device: str, machine: Machine | None, *, cold: bool
 ) -> Loader:
-    """Return reading ahead, or what was faster here beyond the spread when last measured.
+    """Return the loader that was clearly faster than reading ahead when last measured, else that.
 
-    Only results with enough valid trials count: one that was disturbed leaves the earlier one.
+    Only results with enough valid trials count: a disturbed one does not replace an earlier one.
 
     Args:
-        home: our own folder.
-        source: what is to be loaded.
-        device: on which.
-        machine: this one; on another one, what was measured says nothing.
+        home: vlmcache's own folder.
+        source: the files that are to be loaded.
+        device: the device to load on.
+        machine: this machine; results of other machines do not count.
         cold: whether cold loads count, or warm ones.
     """
     latest: dict[Loader, Spread] = {}

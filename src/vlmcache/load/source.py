@@ -1,38 +1,27 @@
-"""Which files a load reads, a snapshot, a kept copy or a synthetic model; what memory they take.
+"""Which files a load reads (of a snapshot, a kept copy or a synthetic model), and their memory.
 
-Nothing of torch or transformers is needed to tell; a child process is handed the answer.
+Neither torch nor transformers is needed for that; a child process is handed the answer.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache import formats, gguf, layout
+from vlmcache.cache import formats, layout
 from vlmcache.cache.code_files import auto_classes
-from vlmcache.cache.completeness import Judgement, Others, judge, read_shards, resolve
+from vlmcache.cache.completeness import read_shards
 from vlmcache.cache.free_memory import available_memory
 from vlmcache.cache.memory import MemoryEstimate, estimate, native_kernels, rescale, with_overhead
-from vlmcache.cache.model_configs import OtherRepo, stored_precision
-from vlmcache.cache.moved import away_error
+from vlmcache.cache.model_configs import stored_precision
 from vlmcache.cache.pickles import PickleError, read_pickle, read_pickled
 from vlmcache.cache.reading import JSON_ERRORS, parse_json, read_bytes
-from vlmcache.cache.scan import repo_finder, scan
-from vlmcache.cache.state import Repo, Revision
+from vlmcache.cache.state import Revision
 from vlmcache.cache.weights import Precision, Tensor, read_header
-from vlmcache.config import ModelConfig, Session, cached_models, find_model
-from vlmcache.errors import (
-    DamagedWeightsError,
-    GgufError,
-    NotDownloadedError,
-    NotEnoughMemoryError,
-    reason_of,
-)
-from vlmcache.home.journal import read_damaged
+from vlmcache.errors import DamagedWeightsError, NotEnoughMemoryError, reason_of
 from vlmcache.load.layouts import other_format
 from vlmcache.load.report import QUANTIZED, WeightsSource
 from vlmcache.units import size_text
@@ -41,7 +30,7 @@ _CONFIG_LIMIT = 16_000_000
 _INDEXES = (formats.SAFETENSORS_INDEX, formats.TORCH_INDEX)
 _OF_TRANSFORMERS = (formats.SAFETENSORS_SINGLE, formats.TORCH_SINGLE, *_INDEXES)
 TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
-"""Files of which one is there if a repo has a tokenizer."""
+"""Files of which a repo with a tokenizer has at least one."""
 _SMALLER: tuple[Precision, ...] = ("fp16", "int8", "int4")
 
 
@@ -56,7 +45,7 @@ class ModelFiles(msgspec.Struct, frozen=True):
     """Paths of the files that hold the weights, in the order in which they are loaded."""
     bytes: int
     precision: Precision
-    """At which it is loaded: the one asked for, else the stored one."""
+    """The one to load at: the one asked for, else the stored one."""
     model_type: str
     kind: WeightsSource = "weights"
     as_stored: bool = False
@@ -68,7 +57,7 @@ class ModelFiles(msgspec.Struct, frozen=True):
     code_repos: dict[str, str | None] = msgspec.field(default_factory=dict)
     """Other repos whose code its configurations name -> the commit that may run, if one may."""
     cache_dir: str | None = None
-    """The cache that these are in."""
+    """The cache that the model and those repos are in."""
     trust_remote_code: bool = False
     """Whether the code may run, that of other repos included."""
     attention: str | None = None
@@ -82,8 +71,13 @@ class ModelFiles(msgspec.Struct, frozen=True):
     """The method that the stored weights are quantized by, if they are."""
 
     @property
+    def repair(self) -> str | None:
+        """The command that repairs the files; `None` for what is of no repo."""
+        return _repair(self.model, self.repo)
+
+    @property
     def origin(self) -> dict[str, Any]:
-        """What it is and where, as a result of a load test says it."""
+        """What it is and where, as in a result of a load test."""
         elsewhere = None
         if self.repo is not None and self.cache_dir is not None:
             link = os.path.join(self.cache_dir, layout.repo_folder("model", self.repo))
@@ -93,170 +87,8 @@ class ModelFiles(msgspec.Struct, frozen=True):
         return {"repo": self.repo, "commit": self.commit, "path": path, "elsewhere": elsewhere}
 
 
-class ModelFinder:
-    """Finds the files of models in the cache, which is scanned once, and only the repos named.
-
-    Args:
-        session: what it works on.
-        names: keys of the configuration or repo ids, with an optional `@revision`.
-        trust_remote_code: whether the user allows Python code of the repos to run.
-        for_application: whether an application loads them, in whose folder `./config.yaml` is its
-            own and may allow that code; for a command that folder may be anybody's.
-        attention: what computes attention; the configured one if not given.
-
-    Raises:
-        UnknownModelError: a name is neither a key nor a repo id.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        names: Iterable[str],
-        *,
-        trust_remote_code: bool = False,
-        for_application: bool = False,
-        attention: str | None = None,
-    ) -> None:
-        cached = cached_models(session.cache)
-        self._models = {
-            name: find_model(session.config, name, cached, variants=True) for name in names
-        }
-        folders = {layout.repo_folder("model", model.repo) for model in self._models.values()}
-        self._damaged = read_damaged(session.environment)
-        self._state = scan(session.cache.dir, only=folders).with_damage(self._damaged)
-        self._config = session.config
-        self._attention = attention
-        self._trust_remote_code = trust_remote_code
-        self._trust_config = for_application or session.config.source != "./config.yaml"
-
-    def find(self, name: str, precision: Precision | None = None) -> tuple[ModelConfig, ModelFiles]:
-        """Return the configuration of a model that was named, and its files.
-
-        Args:
-            name: one of the names.
-            precision: at which it will be loaded; the configured one if not given, else the stored.
-
-        Raises:
-            NotDownloadedError: the model is not cached, or not completely.
-            DamagedWeightsError: a file is there and cannot be what it should be.
-            AwayError: it is on a drive that is not mounted.
-            OtherFormatError: other programs or libraries load it, or GgufError.
-        """
-        model = self._models[name]
-        repo = self._state.repo(model.repo)
-        others = repo_finder(self._state.dir, self._damaged)
-        judgement, revision = _loadable(repo, model, name, others)
-        needs = judgement.division.repos if judgement.division is not None else ()
-        base, base_id = None, ""
-        for need in needs:
-            if not need.code:
-                base_id = need.id
-                base = _base_of(need, others)
-                needs = (*needs, *(base.division.repos if base.division is not None else ()))
-        # The code of a base model is another repo's too.
-        code = {need.id: self._commit_of(need, others) for need in needs}
-        source = read_source(
-            revision.path if base is None or base.revision is None else base.revision.path,
-            model=model.key if model.configured else name,
-            precision=precision or model.precision,
-            repo=model.repo,
-            commit=revision.commit,
-            trust_remote_code=self._allows(model) and None not in code.values(),
-            device_map=model.device_map,
-            attention=self._attention or model.attention,
-        )
-        if base is not None and code[base_id] != base.commit:
-            code[base_id] = None
-        named = {need.id: code[need.id] for need in needs if need.code}
-        changes: dict[str, Any] = {"code_repos": named, "cache_dir": self._state.dir}
-        if base is not None:
-            changes |= _adapter_of(revision.path, source)
-        return model, msgspec.structs.replace(source, **changes)
-
-    def _allows(self, model: ModelConfig) -> bool:
-        """Return whether Python code of a repo may run."""
-        pinned = layout.COMMIT.fullmatch(model.revision) is not None
-        return self._trust_remote_code or (
-            self._trust_config and model.trust_remote_code and pinned
-        )
-
-    def _commit_of(self, need: OtherRepo, others: Others) -> str | None:
-        """Return the commit of another repo whose code may run; `None` if none may.
-
-        An entry of the configuration that allows it pins it. Who allows code for one command means
-        the commit that is cached.
-        """
-        pins = [
-            model.revision
-            for model in self._config.models.values()
-            if model.repo.casefold() == need.id.casefold() and self._allows(model)
-        ]
-        repo = others(need.id)
-        if repo is None or not (pins or self._trust_remote_code):
-            return None
-        named = [*pins, need.revision][0]
-        commit = resolve(repo, named)
-        if pins and (commit is None or repo.revision(commit) is None):
-            raise NotDownloadedError(
-                f"commit {named} of {need.id}, whose code is to run, is not in the cache",
-                units.command("pull", f"{need.id}@{named}"),
-            )
-        return commit
-
-
-def _base_of(need: OtherRepo, others: Others) -> Judgement:
-    """Return what is said of the base model of an adapter, which has to be complete."""
-    judgement = judge(others(need.id), need.revision, others)
-    if judgement.state != "cached":
-        raise NotDownloadedError(
-            f"{need.id}, the base model, is not in the cache", units.command("pull", need.id)
-        )
-    return judgement
-
-
-def _adapter_of(folder: str, base: ModelFiles) -> dict[str, Any]:
-    """Return what an adapter changes of the files of its base model."""
-    weights = tuple(
-        os.path.join(folder, name)
-        for name in ("adapter_model.safetensors", "adapter_model.bin")
-        if os.path.isfile(os.path.join(folder, name))
-    )[:1]
-    changes: dict[str, Any] = {"adapter": folder, "weights": base.weights + weights}
-    changes["bytes"] = base.bytes + sum(map(os.path.getsize, weights))
-    if any(os.path.isfile(os.path.join(folder, name)) for name in TOKENIZERS):
-        changes["processor"] = folder
-    return changes
-
-
-def _loadable(
-    repo: Repo | None, model: ModelConfig, name: str, others: Others
-) -> tuple[Judgement, Revision]:
-    """Return the revision of a repo that is loaded, if it is complete, and its judgement."""
-    if repo is not None and repo.away is not None:
-        raise away_error(repo, repo.away)
-    judgement = judge(repo, model.revision, others, variant=model.variant)
-    files = judgement.revision.files if judgement.revision is not None else ()
-    weights = {*(judgement.tree or ()), *(file.name for file in files)}
-    weights = set(filter(formats.is_weights, weights))
-    if model.variant is not None or (weights and all(map(gguf.is_gguf, weights))):
-        raise GgufError(
-            f"{name}: its weights are GGUF, which vlmcache neither loads nor measures",
-            "programs that run it: llama.cpp, Ollama, LM Studio",
-        )
-    pull = units.command("pull", name)
-    if judgement.state == "missing":
-        raise NotDownloadedError(f"{name} is not in the cache", pull)
-    if judgement.state == "damaged":
-        bad = ", ".join(judgement.damaged) or "its revision"
-        raise DamagedWeightsError(
-            f"{name} is damaged: {bad}", units.command("verify", name, "--repair")
-        )
-    if judgement.state == "partial" or judgement.revision is None:
-        repos = tuple(f"the repo {other}, which it needs" for other in judgement.missing_repos)
-        missing = ", ".join(judgement.missing + repos)
-        missing = missing or "its download was interrupted"
-        raise NotDownloadedError(f"{name} is not complete: missing {missing}", pull)
-    return judgement, judgement.revision
+def _repair(model: str, repo: str | None) -> str | None:
+    return units.command("verify", model, "--repair") if repo else None
 
 
 def read_source(
@@ -266,29 +98,21 @@ def read_source(
     precision: Precision | None,
     repo: str | None = None,
     commit: str | None = None,
-    kind: WeightsSource = "weights",
-    trust_remote_code: bool = False,
-    device_map: str | dict[str, Any] = "auto",
-    attention: str | None = None,
 ) -> ModelFiles:
     """Return the files that loading from a folder in transformers' form reads.
 
     Args:
         folder: the folder.
         model: what to call the model.
-        precision: at which it will be loaded; the stored one if not given.
-        repo: where it is from.
-        commit: of the repo.
-        kind: what the weights are.
-        trust_remote_code: whether code that its configurations name may run.
-        device_map: as configured.
-        attention: what computes attention, if that was asked for.
+        precision: the one to load at; the stored one if `None`.
+        repo: the repo that the files are from, if they are from one.
+        commit: the repo's commit.
 
     Raises:
         DamagedWeightsError: config.json or the index of the shards cannot be read.
         OtherFormatError: the files are not for transformers.
     """
-    remedy = units.command("verify", model, "--repair") if repo else None
+    remedy = _repair(model, repo)
     config = _read_config(folder, model, remedy)
     weights = weight_files(folder)
     names = _names_in(folder)
@@ -311,14 +135,11 @@ def read_source(
         bytes=sum(os.path.getsize(file) for file in weights),
         precision=precision or stored or "fp32",
         model_type=str(config.get("model_type") or ""),
-        kind=kind if kind == "copy" or precision not in QUANTIZED else "at-load",
+        kind="at-load" if precision in QUANTIZED else "weights",
         as_stored=precision is None,
         stored=stored,
         classes=auto_classes(config),
-        trust_remote_code=trust_remote_code,
-        attention=attention,
         processor=folder,
-        device_map=device_map,
         quantized_by=str(quantized.get("quant_method")) if isinstance(quantized, dict) else None,
     )
 
@@ -329,9 +150,9 @@ def as_copy(source: ModelFiles, folder: str) -> ModelFiles:
     Raises:
         DamagedWeightsError: the copy cannot be read.
     """
-    copy = read_source(folder, model=source.model, precision=source.precision, kind="copy")
+    copy = read_source(folder, model=source.model, precision=source.precision)
     # A copy has no processor of its own.
-    others = {
+    of_processor = {
         auto: name
         for auto, name in source.classes.items()
         if not auto.startswith(("AutoConfig", "AutoModel"))
@@ -342,13 +163,13 @@ def as_copy(source: ModelFiles, folder: str) -> ModelFiles:
         weights=copy.weights,
         bytes=copy.bytes,
         kind="copy",
-        classes=others | copy.classes,
+        classes=of_processor | copy.classes,
         quantized_by=copy.quantized_by,
     )
 
 
 def _read_config(folder: str, model: str, remedy: str | None) -> dict[str, Any]:
-    """Return what config.json says; nothing if there is none."""
+    """Return what config.json says, which is nothing if there is none."""
     try:
         config = parse_json(read_bytes(os.path.join(folder, formats.CONFIG), _CONFIG_LIMIT))
     except FileNotFoundError:
@@ -392,7 +213,7 @@ def weight_files(folder: str) -> list[str]:
             continue
         shards = read_shards(Revision("", folder, (), (), 0), name) if is_index else {name}
         paths = [os.path.join(folder, *shard.split("/")) for shard in sorted(shards or ())]
-        # The first format that is there is the one that transformers takes, whole or not.
+        # transformers takes the first format that is there, complete or not.
         return paths if all(map(os.path.isfile, paths)) else []
     return []
 
@@ -413,8 +234,7 @@ def read_tensors(source: ModelFiles) -> dict[str, Tensor]:
     except PickleError:
         return {}
     except (OSError, ValueError) as error:
-        remedy = units.command("verify", source.model, "--repair") if source.repo else None
-        raise DamagedWeightsError(f"{source.model}: {reason_of(error)}", remedy) from None
+        raise DamagedWeightsError(f"{source.model}: {reason_of(error)}", source.repair) from None
     return tensors
 
 
@@ -425,12 +245,12 @@ def estimate_memory(
     accelerator: bool = False,
     context: int = 0,
 ) -> MemoryEstimate:
-    """Return what a model takes once loaded.
+    """Return the memory that a model takes once it is loaded.
 
     Args:
         source: its files.
-        precision: that of the source if not given.
-        accelerator: whether it is loaded on one, in place of the CPU.
+        precision: the one to load at; the source's if not given.
+        accelerator: whether it is loaded on an accelerator, not on the CPU.
         context: tokens of the context that its key-value cache is to hold.
 
     Raises:
@@ -454,7 +274,7 @@ def estimate_memory(
 def read_ahead_limit(need: MemoryEstimate) -> int:
     """Return how many bytes of weights fit into memory in addition to what a load must hold.
 
-    Pages that are read ahead of that would be dropped again before they are used.
+    Pages that are read ahead beyond that would be dropped again before they are used.
     """
     return max(0, available_memory() - need.anonymous)
 

@@ -1,4 +1,4 @@
-"""How far a load test is: what it does now, which trial of how many, when it will end (pure)."""
+"""How far a load test is: its step, which trial of how many, and the time left (pure)."""
 
 from __future__ import annotations
 
@@ -8,30 +8,28 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """What happens now. Seconds."""
+    """A step of a load test that begins now. Times are seconds."""
 
     text: str
-    """In a few words."""
+    """The step in a few words."""
     number: int = 0
-    """Which trial of those planned, or which part of the work, from 1 on; 0 for neither."""
+    """Which of the planned trials it is, from 1 on; 0 for none."""
     of: int = 0
-    """How many there are."""
-    unit: str = "trial"
-    """What is counted."""
+    """How many trials there are, made and planned."""
     left: float | None = None
-    """What is left from now on, as estimated from what is done."""
+    """The estimated time left, this step included."""
     figures: Mapping[str, float] = {}
-    """Kind of load -> median of what was measured of this model so far."""
+    """Kind of load -> median of this model's trials so far."""
 
 
 OnStep = Callable[[Step], None]
-"""Is called with what happens now."""
+"""Is called at the beginning of each step."""
 
 
-class Schedule:
-    """The trials that are planned and those that were made, by what they are trials of.
+class TrialSchedule:
+    """The trials that are planned and those that were made.
 
-    A key is a pair: which model with which loader, and which kind of load.
+    They are counted by run (a model with a loader) and kind of load.
     """
 
     def __init__(self) -> None:
@@ -45,7 +43,7 @@ class Schedule:
         return self.made + sum(self._planned.values())
 
     def plan(self, run: Hashable, kind: str, trials: int) -> None:
-        """Plan so many trials of a kind from now on."""
+        """Set how many trials of a kind are still to come."""
         self._planned[run, kind] = trials
 
     def drop(self, run: Hashable) -> None:
@@ -53,7 +51,7 @@ class Schedule:
         self._planned = {key: count for key, count in self._planned.items() if key[0] != run}
 
     def took(self, run: Hashable, kind: str, seconds: float) -> None:
-        """Count a trial that was made in so many seconds, all that goes with it included."""
+        """Count a trial that was made, and the seconds that it took with its preparation."""
         self.made += 1
         self._took.setdefault((run, kind), []).append(seconds)
 

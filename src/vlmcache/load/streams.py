@@ -1,4 +1,4 @@
-"""Readers of weights in place of transformers' own: pinned memory, fastsafetensors, Run:ai's."""
+"""Loaders that replace transformers' own reading of weights: pinned, fastsafetensors, Run:ai's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES: dict[Loader, tuple[str, str]] = {
     "fastsafetensors": ("fastsafetensors", "fastsafetensors"),
     "runai": ("runai_model_streamer", "runai-model-streamer"),
 }
-"""Loader -> module, and the package that has it."""
+"""Loader -> its module, and the package that contains it."""
 
 
 def is_installed(loader: Loader) -> bool:
@@ -39,32 +39,32 @@ def require_loader(loader: Loader) -> None:
 
 
 _RUNAI_BYTES = 40_000_000_000
-"""Host memory that Run:ai's reader takes at most, unless RUNAI_STREAMER_MEMORY_LIMIT says more."""
+"""The most host memory that Run:ai's reader takes, unless RUNAI_STREAMER_MEMORY_LIMIT is set."""
 
 
 def extra_memory(loader: Loader, size: int, *, converted: bool, on_device: bool) -> tuple[int, int]:
-    """Return the bytes that a loader takes beside the model: where it goes, and of the host.
+    """Return the bytes that a loader takes in addition to the model: on its device, on the host.
 
     Args:
-        loader: which.
+        loader: the loader.
         size: length of the weight files.
         converted: whether the weights do not stay as they are stored.
-        on_device: whether the model goes to an accelerator.
+        on_device: whether the model goes to an accelerator; without one all is on its device.
     """
     if loader not in STREAMING:
         return 0, 0
-    # All stored weights are there at once, and what they are converted to comes beside them.
+    # All stored weights are in memory at once, and so is what they are converted or copied to.
     copied = loader == "fastsafetensors" and not _owns_memory()
-    beside = size if converted or copied else 0
+    extra = size if converted or copied else 0
     host = 0
     if loader == "runai":
         limit = os.environ.get("RUNAI_STREAMER_MEMORY_LIMIT", str(_RUNAI_BYTES))
         host = min(size, int(limit)) if limit.isdigit() else size
-    return (beside, host) if on_device else (beside + host, 0)
+    return (extra, host) if on_device else (extra + host, 0)
 
 
 def _owns_memory() -> bool:
-    """Return whether fastsafetensors' tensors keep the memory that they lie in, as of late."""
+    """Return whether fastsafetensors' tensors keep their memory alive, as in its newer versions."""
     return (
         is_installed("fastsafetensors")
         and importlib.util.find_spec("fastsafetensors.allocation") is not None
@@ -73,9 +73,9 @@ def _owns_memory() -> bool:
 
 @contextlib.contextmanager
 def nothing_reserved() -> Iterator[None]:
-    """Keep transformers from taking the model's size of a device again: the weights are there.
+    """Keep transformers from reserving device memory for the weights, which are there already.
 
-    Where it has no such function any more, it takes what it takes.
+    A version of it without the function that reserves memory is left alone.
     """
     from transformers import modeling_utils
 
@@ -91,17 +91,19 @@ def nothing_reserved() -> Iterator[None]:
         setattr(modeling_utils, name, original)
 
 
-def read(loader: Loader, paths: Sequence[str], where: str | dict[str, Any]) -> dict[str, Any]:
+def read_weights(
+    loader: Loader, paths: Sequence[str], where: str | dict[str, Any]
+) -> dict[str, Any]:
     """Return the tensors of weight files by name.
 
     Args:
-        loader: which.
+        loader: one of `STREAMING`.
         paths: safetensors files.
         where: the device map; all but `pinned` need a single device.
 
     Raises:
-        MissingPackageError: the library is not installed.
-        UnloadableError: the files or the device map are not for it.
+        MissingPackageError: the loader's package is not installed.
+        UnloadableError: the loader cannot read such files, or load by such a device map.
     """
     require_loader(loader)
     if not all(path.endswith(".safetensors") for path in paths):
@@ -111,7 +113,7 @@ def read(loader: Loader, paths: Sequence[str], where: str | dict[str, Any]) -> d
     if loader == "pinned":
         from vlmcache.load import pinned
 
-        return pinned.read(paths, where)
+        return pinned.read_pinned(paths, where)
     device = str(next(iter(where.values())))
     return _runai(paths, device) if loader == "runai" else _fastsafetensors(paths, device)
 
@@ -137,7 +139,9 @@ def _fastsafetensors(paths: Sequence[str], device: str) -> dict[str, Any]:
         loader.add_filenames({0: list(paths)})
         buffer = loader.copy_files_to_device()
         tensors = {name: buffer.get_tensor(name) for name in buffer.key_to_rank_lidx}
-        return tensors if _owns_memory() else {name: one.clone() for name, one in tensors.items()}
+        if _owns_memory():
+            return tensors
+        return {name: tensor.clone() for name, tensor in tensors.items()}
     finally:
         if buffer is not None:
             buffer.close()

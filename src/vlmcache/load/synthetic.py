@@ -1,6 +1,6 @@
 """Models of a known architecture and size with random weights, made on this machine.
 
-They load as the real ones do: the same classes, the same tensors, as many bytes. What they say is
+They load as the real ones do: the same classes, the same tensors, as many bytes. Their output is
 noise.
 """
 
@@ -90,7 +90,7 @@ _TINY: dict[str, Any] = _QWEN2_VL_2B | {
 _GOT_OCR: dict[str, Any] = {
     "model_type": "got_ocr2",
     "architectures": ["GotOcr2ForConditionalGeneration"],
-    # The repo stores its output head although it equals the embedding: so many bytes are read.
+    # The repo stores its output head although it equals the embedding, and both are read.
     "tie_word_embeddings": False,
     "image_token_index": 151859,
     "text_config": {
@@ -129,17 +129,17 @@ Qwen/Qwen2-VL-7B-Instruct and stepfun-ai/GOT-OCR2_0, the last in the form of tra
 
 
 def check_name(name: str) -> None:
-    """Make sure that a synthetic model of this name can be made.
+    """Make sure that there is a synthetic model of this name.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: there is none.
     """
     if name not in CONFIGS:
         raise UsageError(f"no synthetic model {name!r}", "known: " + ", ".join(CONFIGS))
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the tensors that a model of this configuration stores, by name. Imports torch."""
+    """Return the shapes of the tensors that a model of this configuration stores, by name."""
     import torch
     import transformers
 
@@ -152,16 +152,16 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def make(folder: str, config: dict[str, Any], seed: int = 0) -> int:
+def make_model(folder: str, config: dict[str, Any], seed: int = 0) -> int:
     """Write a model of a configuration with random bfloat16 weights; return the weights' bytes.
 
-    The values repeat one block of random numbers, shifted for each tensor: a disk is given as many
-    bytes to read, and nothing of the size of the model has to be in memory.
+    The values repeat one block of random numbers, shifted for each tensor: a disk has as many bytes
+    to read, and the model need not fit into memory.
 
     Args:
-        folder: where; it is made.
+        folder: the folder, which is made.
         config: the content of config.json.
-        seed: of the random numbers.
+        seed: the seed of the random numbers.
 
     Raises:
         OSError: it cannot be written.
@@ -186,7 +186,7 @@ def make(folder: str, config: dict[str, Any], seed: int = 0) -> int:
         place.write_file(
             os.path.join(folder, formats.SAFETENSORS_INDEX), json.dumps(index, indent=1).encode()
         )
-    # Last: a folder with config.json is a whole model.
+    # Last: a folder with config.json is a complete model.
     place.write_file(
         os.path.join(folder, formats.CONFIG),
         json.dumps(config | {"dtype": "bfloat16"}, indent=1).encode(),

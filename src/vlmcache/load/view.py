@@ -42,7 +42,7 @@ _LEFT = ("MODEL", "PRECISION", "LOADER", "WHEN", "DEVICE", "TORCH", "CHANGE", ""
 
 @contextlib.contextmanager
 def progress(*, silent: bool) -> Iterator[OnStep]:
-    """Yield what shows progress on stderr: moving lines on a terminal, else a line now and then."""
+    """Yield what shows progress on stderr: moving lines on a terminal, elsewhere plain lines."""
     if silent:
         yield lambda _step: None
         return
@@ -51,7 +51,7 @@ def progress(*, silent: bool) -> Iterator[OnStep]:
 
         def on_step(step: Step) -> None:
             shown.on_step(step)
-            # What is not counted is over soon.
+            # A step that is not counted ends soon.
             if step.of:
                 changed.set()
 
@@ -64,7 +64,7 @@ def show(report: LoadReport, *, verbose: bool = False) -> None:
     if report.history:
         _print_history(out, report.history, verbose=verbose)
     elif report.machine is None and not report.failures:
-        out.print("Nothing is remembered yet: vlmcache load-test measures.")
+        out.print("No earlier results: 'vlmcache load-test' measures.")
     for result in report.results:
         _print_verdict(out, result, report.results)
     if len(report.results) > 1:
@@ -99,7 +99,7 @@ def _print_verdict(out: Console, result: Result, results: Sequence[Result]) -> N
         text = Text(f"{advice}:" if hint else advice, "bold")
         out.print(Padding(text, (0, 0, 0, 2), expand=False))
         if hint:
-            # A command that is recommended is never folded.
+            # A recommended command is never wrapped.
             out.print(Text(f"  vlmcache {hint}", "bold"), soft_wrap=True)
 
 
@@ -172,10 +172,10 @@ def _result_table(results: Sequence[Result], width: int) -> Table:
 
 
 def _print_result(out: Console, result: Result, *, verbose: bool) -> None:
-    whole = max(sum(median_phases(result, kind).values()) for kind in words.TEMPERATURES)
+    longest = max(sum(median_phases(result, kind).values()) for kind in words.TEMPERATURES)
     for temperature in words.TEMPERATURES:
-        _print_bars(out, result, temperature, whole)
-    if whole:
+        _print_bars(out, result, temperature, longest)
+    if longest:
         out.print()
     for label, text in words.facts(result):
         _print_labelled(out, label, Text(printable(text)))
@@ -189,7 +189,7 @@ def _print_labelled(out: Console, label: str, text: Text) -> None:
     out.print(Padding(labelled(label, text, width=9), (0, 0, 0, 2), expand=False))
 
 
-def _print_bars(out: Console, result: Result, temperature: Temperature, whole: float) -> None:
+def _print_bars(out: Console, result: Result, temperature: Temperature, longest: float) -> None:
     phases = median_phases(result, temperature)
     spread = getattr(result, temperature)
     if not phases or spread is None:
@@ -209,7 +209,7 @@ def _print_bars(out: Console, result: Result, temperature: Temperature, whole: f
         line = Text(f"    {PHASES[phase]:<16}", "dim")
         line.append(f"{words.exact_seconds(seconds):>9}{seconds / total:>6.0%}  ", "default")
         line.append(
-            full * round(room * seconds / (whole or 1.0)),
+            full * round(room * seconds / (longest or 1.0)),
             "blue" if temperature == "cold" else "yellow",
         )
         line.rstrip()
@@ -219,7 +219,8 @@ def _print_bars(out: Console, result: Result, temperature: Temperature, whole: f
 def _print_comparison(out: Console, comparison: Comparison) -> None:
     then = f" of {words.date_text(comparison.then_at)}" if comparison.then_at else ""
     if not comparison.alike:
-        out.print(Text(f"Not compared: the earlier report{then} is of another machine.", "yellow"))
+        line = f"Not compared: the earlier report{then} is from another machine."
+        out.print(Text(line, "yellow"))
         for difference in comparison.differences:
             out.print(Text(f"  {printable(difference)}", "dim"))
         return
@@ -284,7 +285,7 @@ def _history_row(earlier: Remembered, now: datetime, width: int) -> dict[str, st
 
 
 def show_quantization(value: Quantization) -> None:
-    """Print the result for a quantized copy: what was kept, how long it took, how it is used."""
+    """Print the result for a quantized copy: its size, how long it took, how it is used."""
     out = console()
     model = f"{printable(value.model)} {value.precision}"
     if value.freed is not None:
@@ -333,7 +334,7 @@ def _phases_text(phases: Mapping[str, float]) -> str:
 
 
 def show_warm(value: WarmReport) -> None:
-    """Print what of each model was in memory, and is now."""
+    """Print how much of each model was in memory, and is now."""
     out = console()
     for model in value.models:
         shares = [
@@ -341,11 +342,11 @@ def show_warm(value: WarmReport) -> None:
             for count in (model.resident_before, model.resident_after)
         ]
         if value.dry_run:
-            words = f"{size_text(model.bytes)} would be read, {shares[0]} in memory"
-            out.print(Text(f"{printable(model.model)}: {words}"), soft_wrap=True)
+            plan = f"{size_text(model.bytes)} would be read, {shares[0]} in memory"
+            out.print(Text(f"{printable(model.model)}: {plan}"), soft_wrap=True)
             continue
         in_memory = f"{shares[1]} in memory, {shares[0]} before"
         if shares == ["unknown"] * 2:
-            in_memory = "read; the files are another user's, so the kernel does not tell more"
+            in_memory = "read; the files are another user's, so the kernel does not say more"
         text = f"{printable(model.model)}: {size_text(model.bytes)}, {in_memory}"
         out.print(Text(f"{text} ({seconds_text(model.seconds)})"), soft_wrap=True)

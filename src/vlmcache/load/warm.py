@@ -1,4 +1,4 @@
-"""`warm`: the files of models in the page cache before a server starts that loads them."""
+"""`warm`: the files of models are read into the page cache before a server loads them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,11 @@ from vlmcache.report import Report
 from vlmcache.units import size_text
 
 _LOOK_EVERY = 0.1
-"""Seconds between two looks at how far the readers are."""
+"""Seconds between two checks of how far the readers are."""
 
 
 class Warmed(msgspec.Struct, frozen=True):
-    """One model's files in memory, before and after. Sizes are bytes.
-
-    resident_before, resident_after: `None` where the kernel does not tell, as of files that belong
-        to another user.
-    """
+    """One model's files, and how much of them was and is in memory. Sizes are bytes."""
 
     model: str
     repo: str
@@ -41,7 +37,9 @@ class Warmed(msgspec.Struct, frozen=True):
     files: int
     bytes: int
     resident_before: int | None
+    """`None` if the kernel does not say, as for files that belong to another user."""
     resident_after: int | None
+    """The same afterwards."""
     seconds: float
 
 
@@ -50,7 +48,7 @@ class WarmReport(Report, frozen=True):
 
     models: tuple[Warmed, ...]
     room: int
-    """What the page cache could take when the command began."""
+    """The bytes that the page cache could take when the command began."""
     too_large: int = 0
     """Bytes that did not fit, and were not read."""
     dry_run: bool = False
@@ -63,7 +61,7 @@ class WarmReport(Report, frozen=True):
 
     @property
     def problem(self) -> VlmcacheError | None:
-        """What did not fit."""
+        """The bytes that did not fit; `None` if all did."""
         if not self.too_large:
             return None
         read = "would not be read" if self.dry_run else "were not read"
@@ -78,7 +76,7 @@ class _Model(NamedTuple):
     repo: Repo
     commit: str
     sizes: dict[str, int]
-    """Path -> bytes of what loading opens, each content once."""
+    """Path -> bytes of the files that loading opens, each content once."""
 
 
 def warm(
@@ -88,12 +86,12 @@ def warm(
     *,
     dry_run: bool = False,
 ) -> WarmReport:
-    """Read into the page cache what loading some models opens, as far as memory has room.
+    """Read the files that loading some models opens into the page cache, as far as they fit.
 
-    Nothing is locked there: the kernel may drop it again for whoever needs memory.
+    Nothing is locked there: the kernel may drop it again when memory is needed.
 
     Args:
-        session: what to work on.
+        session: the hub cache and the configuration.
         names: keys, or repo ids with an optional `@revision` and GGUF `:VARIANT`.
         progress: shows the progress.
         dry_run: read nothing.
@@ -104,17 +102,17 @@ def warm(
         AwayError: it is on a drive that is not mounted.
     """
     cached = cached_models(session.cache)
-    found = {name: find_model(session.config, name, cached, variants=True) for name in names}
+    wanted = {name: find_model(session.config, name, cached, variants=True) for name in names}
     state = scan(session.cache.dir)
     home, _ = own_home(session.environment)
     models: list[_Model] = []
-    for name, configured in found.items():
-        asked = _find(state, name, configured)
-        # A key and its repo id are one model; files of two of them are read once.
+    for name, configured in wanted.items():
+        model = _find(state, name, configured)
+        # A key and its repo id are one model, and files that two models share are read once.
         known = {path for other in models for path in other.sizes}
-        sizes = {path: size for path, size in asked.sizes.items() if path not in known}
-        if sizes or not asked.sizes:
-            models.append(asked._replace(sizes=sizes))
+        sizes = {path: size for path, size in model.sizes.items() if path not in known}
+        if sizes or not model.sizes:
+            models.append(model._replace(sizes=sizes))
     room = left = available_memory()
     warmed, too_large = [], 0
     for model in models:
@@ -123,7 +121,7 @@ def warm(
         else:
             warmed.append(_read(model, home, left, progress or Progress()))
         too_large += max(0, warmed[-1].bytes - left)
-        # What was read before must not make place for what comes after it.
+        # A later model must not push an earlier one out of memory.
         left = max(0, left - warmed[-1].bytes)
     return WarmReport(tuple(warmed), room, too_large, dry_run)
 
@@ -143,7 +141,7 @@ def _find(state: CacheState, name: str, model: ModelConfig) -> _Model:
         base, of_base = others(need.id), judge(others(need.id), need.revision, others)
         if not need.code and base is not None and of_base.revision is not None:
             sizes |= _sizes(base, of_base.revision, of_base.division)
-    # What does not fit is one large file.
+    # The small files are read even if a large one does not fit.
     smallest_first = dict(sorted(sizes.items(), key=lambda item: item[1]))
     return _Model(name, repo, revision.commit, smallest_first)
 
@@ -158,13 +156,14 @@ def _sizes(repo: Repo, revision: Revision, division: Division | None) -> dict[st
 
 
 def _seen(model: _Model) -> Warmed:
-    """Return what of a model is in memory now."""
+    """Return how much of a model is in memory, and read nothing."""
     paths, total = list(model.sizes), sum(model.sizes.values())
-    seen = resident_sum(paths)
-    return Warmed(model.name, model.repo.id, model.commit, len(paths), total, seen, seen, 0.0)
+    now = resident_sum(paths)
+    return Warmed(model.name, model.repo.id, model.commit, len(paths), total, now, now, 0.0)
 
 
 def _read(model: _Model, home: str, room: int, progress: Progress) -> Warmed:
+    """Read a model into memory, at most as many bytes as there is room for."""
     begun = time.monotonic()
     paths, total = list(model.sizes), sum(model.sizes.values())
     before = resident_sum(paths)

@@ -23,7 +23,7 @@ _SOURCES = {"weights": "", "at-load": "", "copy": " copy"}
 
 
 def exact_seconds(seconds: float) -> str:
-    """Return seconds as they stand below each other in a column: `3.71 s`, `0.05 s`."""
+    """Return seconds for a column of them: `3.71 s`, `0.05 s`."""
     return f"{seconds:.2f} s"
 
 
@@ -33,19 +33,19 @@ def median_text(spread: Spread | None) -> str:
 
 
 def range_text(spread: Spread) -> str:
-    """Return from where to where trials went, and how many there were."""
+    """Return the shortest and longest trial, and how many trials there were."""
     if spread.count < 2:
         return "1 trial"
     return f"{spread.min:.2f} to {spread.max:.2f} s, {counted(spread.count, 'trial')}"
 
 
 def precision_text(result: Result) -> str:
-    """Return the precision, and whether it is a kept copy's."""
+    """Return the precision, with `copy` for a kept copy."""
     return result.precision + _SOURCES[result.source]
 
 
 def name_text(result: Result, results: Sequence[Result]) -> str:
-    """Return the name of a result, with its loader where several were compared."""
+    """Return the name of a result, with its loader if there are several."""
     loader = len({other.loader for other in results}) > 1
     name = f"{printable(result.model)} {precision_text(result)}"
     return f"{name}, {result.loader}" if loader else name
@@ -63,7 +63,7 @@ def date_text(at: datetime | None) -> str:
 
 
 def machine_lines(report: LoadReport) -> Iterator[str]:
-    """Yield where and when it was measured."""
+    """Yield lines on the machine and the time of the measurement."""
     machine = report.machine
     if machine is None:
         return
@@ -81,7 +81,7 @@ def machine_lines(report: LoadReport) -> Iterator[str]:
 
 
 def facts(result: Result) -> Iterator[tuple[str, str]]:
-    """Yield a label and what there is to know of a result, beside its times."""
+    """Yield labels and facts on a result in addition to its times."""
     if result.elsewhere is not None:
         back = command("recall", result.repo or result.model)
         yield "place", f"it is at {result.elsewhere}; {back} brings it back"
@@ -134,18 +134,18 @@ def _reading(result: Result) -> str:
         for share, what in ((result.read_of_disk, "the disk"), (result.read_of_memory, "memory"))
         if share is not None
     ]
-    beside = f", {' and '.join(shares)}" if shares else ""
-    return f"{size_text(round(result.read_speed or 0))}/s{beside}"
+    compared = f", {' and '.join(shares)}" if shares else ""
+    return f"{size_text(round(result.read_speed or 0))}/s{compared}"
 
 
 def _device_lines(result: Result) -> Iterator[tuple[str, str]]:
-    """Yield what each device held at most, and what that includes."""
-    peaks = [peak for trial in result.trials if trial.valid for peak in trial.device_peaks]
-    for device in dict.fromkeys(peak.device for peak in peaks):
-        its_own = [peak for peak in peaks if peak.device == device]
-        reserved = max((peak.reserved for peak in its_own if peak.reserved), default=None)
-        used = max((peak.used for peak in its_own if peak.used), default=None)
-        text = f"{size_text(max(peak.allocated for peak in its_own))} of tensors at most"
+    """Yield the most that each device held, and what that includes."""
+    of_all = [peak for trial in result.trials if trial.valid for peak in trial.device_peaks]
+    for device in dict.fromkeys(peak.device for peak in of_all):
+        peaks = [peak for peak in of_all if peak.device == device]
+        reserved = max((peak.reserved for peak in peaks if peak.reserved), default=None)
+        used = max((peak.used for peak in peaks if peak.used), default=None)
+        text = f"{size_text(max(peak.allocated for peak in peaks))} of tensors at most"
         if reserved is not None:
             text += f", {size_text(reserved)} reserved by torch"
         if used is not None:
@@ -154,11 +154,11 @@ def _device_lines(result: Result) -> Iterator[tuple[str, str]]:
 
 
 def doubts(result: Result) -> Iterator[str]:
-    """Yield what does not count, and what is to be known of a model that was loaded."""
+    """Yield which trials do not count and why, and the notes on a model that was loaded."""
     reasons: dict[tuple[str, str | None], list[Trial]] = {}
     for trial in result.trials:
         if not trial.valid:
-            # Disturbances differ by a figure; one of them stands for the others.
+            # The reasons of disturbances differ only by a figure; the last one is shown for all.
             kind = None if trial.disturbed else trial.why_not
             reasons.setdefault((trial.temperature, kind), []).append(trial)
     for (temperature, _), trials in reasons.items():
@@ -178,7 +178,7 @@ def _remarks(trial: Trial) -> Iterator[str]:
 
 
 def trial_text(trial: Trial) -> str:
-    """Return all figures of one trial."""
+    """Return the figures of one trial in one line."""
     phases = ", ".join(f"{PHASES[name]} {trial.phases[name]:.2f}" for name in trial.phases)
     seconds = NOTHING if trial.seconds is None else exact_seconds(trial.seconds)
     resident = "" if trial.resident_before is None else f", {trial.resident_before:.0%} resident"
@@ -188,26 +188,27 @@ def trial_text(trial: Trial) -> str:
 
 def fastest(results: Sequence[Result]) -> Iterator[str]:
     """Yield how each model loads fastest, cold and warm, and how much longer it takes otherwise."""
-    models = {
-        result.model: [one for one in results if one.model == result.model] for result in results
+    by_model = {
+        result.model: [other for other in results if other.model == result.model]
+        for result in results
     }
-    for model, of_model in models.items():
+    for model, results_of_model in by_model.items():
         for temperature in ("cold", "warm"):
             timed = sorted(
                 (spread.median, name_text(result, results).partition(" ")[2])
-                for result in of_model
+                for result in results_of_model
                 if (spread := getattr(result, temperature)) is not None
             )
             if len(timed) < 2 or not timed[0][0]:
                 continue
             (least, best), *others = timed
             slower = (f"{name} takes {median / least:.2f} x as long" for median, name in others)
-            of = f" of {printable(model)}" if len(models) > 1 else ""
+            of = f" of {printable(model)}" if len(by_model) > 1 else ""
             yield f"fastest {temperature}{of}: {best}; {'; '.join(slower)}"
 
 
 def change_text(change: Change) -> str:
-    """Return what can be said of a result then and now."""
+    """Return how a result differs from an earlier one, in a few words."""
     if change.verdict == "too-few":
         return "too few trials to compare"
     if change.verdict == "same":
@@ -216,7 +217,7 @@ def change_text(change: Change) -> str:
 
 
 def grouped(changes: Iterable[Change]) -> dict[str, list[Change]]:
-    """Return changes by what was loaded how."""
+    """Return changes by model, precision, device and loader."""
     groups: dict[str, list[Change]] = {}
     for change in changes:
         source = " copy" if change.source == "copy" else ""

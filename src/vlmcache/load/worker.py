@@ -40,6 +40,10 @@ _COMMAND = (
 def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, Any]:
     """Run a task of the worker in a fresh process and return its answer.
 
+    Args:
+        request: the task's name, and what it needs.
+        model: what to call the model in errors; `None` for a task without one.
+
     Raises:
         SpaceError: the disk was too full for what the child was to write.
         UnloadableError: the child reported another failure, or ended without an answer.
@@ -69,7 +73,7 @@ def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, An
         except ValueError:
             stderr.seek(0)
             lines = stderr.read().decode(errors="replace").strip().splitlines()
-            last = lines[-_STDERR_LINES:] or ["it said nothing"]
+            last = lines[-_STDERR_LINES:] or ["it printed nothing"]
             precision = request["source"]["precision"] if "source" in request else None
             raise crash(model, child.returncode, last, precision, request["task"]) from None
     if "error" in answer:
@@ -93,7 +97,7 @@ def crash(
         model: what it was to load; `None` where it only looked at the devices.
         code: its exit code, negative for a signal.
         last_lines: the last lines of its standard error.
-        precision: at which it was to load.
+        precision: the one that it was to load at.
         task: what it was to do; only a trial has a choice of loaders.
     """
     what = f"the process that loaded {model}" if model else "the process that imported torch"
@@ -103,8 +107,8 @@ def crash(
     name = signal.Signals(-code).name if -code in list(signal.Signals) else str(-code)
     if -code == getattr(signal, "SIGKILL", None):
         return CrashedError(
-            f"{what} was killed ({name}), most likely by the kernel for want of memory",
-            f"{less_memory(precision)}; journalctl -k tells what the kernel did",
+            f"{what} was killed ({name}), most likely by the kernel because memory ran out",
+            f"{less_memory(precision)}; journalctl -k shows what the kernel did",
         )
     other = "--loader plain, or another version" if task == "trial" else "another version"
     return CrashedError(f"{what} crashed ({name})", f"try {other} of torch")
@@ -143,13 +147,17 @@ def _error_fields(error: VlmcacheError) -> dict[str, Any]:
     return {"code": error.code, "message": error.message, "hint": error.hint}
 
 
-class _Clock:
-    """Seconds of each phase, one after another, from the start of the process on."""
+class PhaseClock:
+    """Measures the seconds of phases that follow each other.
+
+    Args:
+        started: when the first one began, of the monotonic clock.
+    """
 
     def __init__(self, started: float) -> None:
         self.phases: dict[str, float] = {}
         self.weights = 0.0
-        """What of the phase that builds the model went into its weights."""
+        """The part of building the model that was spent on its weights."""
         self._last = started
 
     @property
@@ -164,7 +172,7 @@ class _Clock:
         self._last = now
 
     def move(self, source: str, target: str, seconds: float) -> None:
-        """Count a part of one phase to another."""
+        """Count seconds of one phase, at most all of them, as part of another."""
         if source == target or source not in self.phases:
             return
         part = min(seconds, self.phases[source])
@@ -173,7 +181,7 @@ class _Clock:
 
 
 def _trial(request: dict[str, Any]) -> dict[str, Any]:
-    clock = _Clock(request["started"])
+    clock = PhaseClock(request["started"])
     clock.lap("start")
     ahead = None
     if request["loader"] == "readahead":
@@ -181,13 +189,13 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
         ahead = reader.ReadAhead(weights, request.get("read_ahead_limit"), count)
     import msgspec
 
-    from vlmcache.load import class_list, conditions, device, disk, models
+    from vlmcache.load import class_list, conditions, device, disk, models, residency
     from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
     notes: list[str] = []
-    # What a program that merely calls transformers does not do belongs to the loaders with a name.
+    # The plain loader does only what a program does that calls transformers.
     with contextlib.ExitStack() as stack:
         stack.enter_context(explained(source))
         if request["loader"] != "plain":
@@ -203,10 +211,10 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = {"counters": _counted(clock.seconds)} | {
             "phases": clock.phases,
             "seconds": clock.seconds,
-            "devices": models.model_devices(model),
-            "weights_memory": models.weights_memory(model),
+            "devices": residency.model_devices(model),
+            "weights_memory": residency.weights_memory(model),
         }
-        # What the kernel fetched from disks for this process so far: see proc_pid_io(5).
+        # The bytes that the kernel fetched from disks for this process: see proc_pid_io(5).
         read = disk.line_of("/proc/self/io", "read_bytes:")
         answer["bytes_read"] = None if read is None else int(read)
         models.refuse_non_finite(source, model)
@@ -219,7 +227,7 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
         answer |= _processor(source)
         if request["again"]:
             del model
-            again = _Clock(time.monotonic())
+            again = PhaseClock(time.monotonic())
             model = _load(source, request | {"temperature": "hot"}, again, None, [])
             answer["again"] = {
                 "phases": again.phases,
@@ -229,7 +237,7 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _counted(seconds: float) -> dict[str, Any]:
-    """Return what the kernel has counted up to the end of the load."""
+    """Return what the kernel counted until the end of the load, and the load's seconds."""
     import msgspec
 
     times = os.times()
@@ -241,11 +249,11 @@ def _counted(seconds: float) -> dict[str, Any]:
 def _load(
     source: Any,
     request: dict[str, Any],
-    clock: _Clock,
+    clock: PhaseClock,
     ahead: reader.ReadAhead | None,
     notes: list[str],
 ) -> Any:
-    from vlmcache.load import models
+    from vlmcache.load import models, residency
 
     in_memory = request["temperature"] != "cold" or (ahead is not None and ahead.is_done())
     with _timed_weights(clock):
@@ -255,9 +263,9 @@ def _load(
     clock.lap("build")
     if ahead is not None:
         ahead.wait()
-    models.touch_all_weights(model)
+    residency.touch_all_weights(model)
     clock.lap("read")
-    on_device = any(name != "cpu" for name in models.model_devices(model))
+    on_device = any(name != "cpu" for name in residency.model_devices(model))
     phase = "read"
     if source.kind == "at-load":
         phase = "quantise"
@@ -272,11 +280,11 @@ def _load(
 
 
 @contextlib.contextmanager
-def _timed_weights(clock: _Clock) -> Iterator[None]:
-    """Measure how much of building is spent on weights, the rest being the bare model.
+def _timed_weights(clock: PhaseClock) -> Iterator[None]:
+    """Measure how much of building is spent on weights; the rest is the bare model.
 
-    transformers offers no such figure; where the function that does it is not there, it all counts
-    as building. The loaders that read the weights themselves do so before it.
+    transformers offers no such figure. In a version without the function that loads the weights,
+    all counts as building. The loaders that read the weights themselves do so before that function.
     """
     from transformers import PreTrainedModel
 
@@ -293,20 +301,20 @@ def _timed_weights(clock: _Clock) -> Iterator[None]:
         return call
 
     name = "_load_pretrained_model"
-    original, read = PreTrainedModel.__dict__.get(name), streams.read
+    original, read = PreTrainedModel.__dict__.get(name), streams.read_weights
     if isinstance(original, staticmethod):
         setattr(PreTrainedModel, name, staticmethod(timed(original.__func__)))
-    setattr(streams, "read", timed(read))  # noqa: B010
+    setattr(streams, "read_weights", timed(read))  # noqa: B010
     try:
         yield
     finally:
-        setattr(streams, "read", read)  # noqa: B010
+        setattr(streams, "read_weights", read)  # noqa: B010
         if isinstance(original, staticmethod):
             setattr(PreTrainedModel, name, original)
 
 
 def _processor(source: Any) -> dict[str, Any]:
-    """Return how long making the processor took; one that cannot be made says why."""
+    """Return how long making the processor took, or why it cannot be made."""
     from vlmcache.load.explain import explained
     from vlmcache.load.processors import load_processor
 
@@ -320,9 +328,9 @@ def _processor(source: Any) -> dict[str, Any]:
 
 
 def _tokens(model: Any, count: int) -> dict[str, Any]:
-    """Return how long the first token took, and how many a second follow it.
+    """Return how long the first token took, and how many per second follow it.
 
-    A model whose code wants more than token ids has none; that is no failure of loading.
+    A model whose code needs more than token ids produces none; loading has not failed then.
     """
     from vlmcache.load import models
 
@@ -330,7 +338,7 @@ def _tokens(model: Any, count: int) -> dict[str, Any]:
     try:
         answer["first_token"] = _seconds(models.first_token, model)
         if count > 1:
-            # The first steps of decoding pay for what no later one pays for.
+            # The first steps of decoding include work that is done only once.
             models.more_tokens(model, min(count, _WARM_UP))
             first = _seconds(models.more_tokens, model, 1)
             rest = _seconds(models.more_tokens, model, count) - first
@@ -378,23 +386,32 @@ def _keeps_bytecode() -> bool:
     import torch
     import transformers
 
-    kept = (importlib.util.cache_from_source(module.__file__) for module in (torch, transformers))
-    return all(map(os.path.isfile, kept))
+    paths = (importlib.util.cache_from_source(module.__file__) for module in (torch, transformers))
+    return all(map(os.path.isfile, paths))
 
 
-def _quantize(request: dict[str, Any]) -> dict[str, Any]:
+@contextlib.contextmanager
+def _built(request: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the source of a request and its model; errors of the libraries are explained."""
     import msgspec
 
-    from vlmcache.load import models, outcome
+    from vlmcache.load import models, residency
     from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
     with explained(source):
         model = models.build_model(source, request["device"])
-        models.touch_all_weights(model)
+        residency.touch_all_weights(model)
+        yield source, model
+
+
+def _quantize(request: dict[str, Any]) -> dict[str, Any]:
+    from vlmcache.load import models, outcome
+
+    with _built(request) as (source, model):
         models.refuse_non_finite(source, model)
-        # Before it computes: some kernels rearrange the weights first.
+        # It is saved before it computes, for which some kernels rearrange the weights.
         model.save_pretrained(request["folder"])
         try:
             outcome.save(model, request["logits"])
@@ -403,27 +420,20 @@ def _quantize(request: dict[str, Any]) -> dict[str, Any]:
             if isinstance(error, ImportError) or "memory" in words:
                 raise
             raise UnloadableError(
-                f"no copy was kept of {source.model}: at {source.precision} it computes nothing:"
+                f"no copy of {source.model} was kept: at {source.precision} it computes nothing:"
                 f" {type(error).__name__}: {words}"
             ) from error
     return {}
 
 
 def _compare(request: dict[str, Any]) -> dict[str, Any]:
-    import msgspec
+    from vlmcache.load import outcome
 
-    from vlmcache.load import models, outcome
-    from vlmcache.load.explain import explained
-    from vlmcache.load.source import ModelFiles
-
-    source = msgspec.convert(request["source"], ModelFiles)
-    with explained(source):
-        model = models.build_model(source, request["device"])
-        models.touch_all_weights(model)
+    with _built(request) as (_, model):
         return {"difference": outcome.difference(model, request["logits"])}
 
 
 def _synthesize(request: dict[str, Any]) -> dict[str, Any]:
     from vlmcache.load import synthetic
 
-    return {"bytes": synthetic.make(request["folder"], request["config"])}
+    return {"bytes": synthetic.make_model(request["folder"], request["config"])}

@@ -153,7 +153,7 @@ def test_what_is_there_is_skipped_and_what_is_damaged_replaced(
     assert content(cache.root) == right
 
 
-def test_a_ref_that_differs_stays_unless_told_otherwise(
+def test_a_ref_that_differs_stays_unless_it_may_be_overwritten(
     cache: CacheBuilder, repo: CachedRepo
 ) -> None:
     path = save(cache)
@@ -168,7 +168,7 @@ def test_a_ref_that_differs_stays_unless_told_otherwise(
     assert (repo.refs / "main").read_text() == commit
 
 
-def test_too_little_room_is_told_before_anything_is_written(
+def test_too_little_room_is_reported_before_anything_is_written(
     cache: CacheBuilder, repo: CachedRepo, tmp_path: Path
 ) -> None:
     path = save(cache)
@@ -178,7 +178,7 @@ def test_too_little_room_is_told_before_anything_is_written(
         assert not (small / "new").exists()
 
 
-def test_what_must_stay_free_for_downloads_is_no_bound_for_restoring(
+def test_restoring_may_use_the_space_that_must_stay_free_for_downloads(
     cache: CacheBuilder, repo: CachedRepo, tmp_path: Path
 ) -> None:
     path = save(cache)
@@ -212,7 +212,7 @@ def test_through_a_link_what_it_leads_to_is_written(
     assert target.read_bytes() == save(cache).read_bytes()
 
 
-def test_a_repo_that_cannot_be_saved_is_told_of_and_the_others_are_saved(
+def test_a_repo_that_cannot_be_saved_is_reported_and_the_others_are_saved(
     cache: CacheBuilder, repo: CachedRepo, tmp_path: Path
 ) -> None:
     cut = cache.repo("org/cut")
@@ -272,7 +272,7 @@ def test_a_ref_that_changed_since_the_plan_stays(
 
 
 @pytest.mark.parametrize("name", ["nosuch://bucket/key.tar", "nosuch://bucket"])
-def test_a_place_that_is_no_file_is_refused(cache: CacheBuilder, name: str) -> None:
+def test_a_place_that_is_not_a_file_is_refused(cache: CacheBuilder, name: str) -> None:
     with pytest.raises(UsageError):
         backup(session(cache.root), name)
 
@@ -364,7 +364,7 @@ def test_what_is_hostile_is_refused_and_leads_nowhere(
     assert beside == [tmp_path / "deep/down"]
 
 
-def test_a_backup_cut_anywhere_is_refused_and_a_whole_one_goes_on(
+def test_a_backup_cut_anywhere_is_refused_and_a_complete_one_continues(
     cache: CacheBuilder, repo: CachedRepo, tmp_path: Path
 ) -> None:
     path = save(cache)
@@ -420,7 +420,7 @@ class Restoring(Subject[Restored | VlmcacheError]):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("fault", FAULTS, ids=fault_name)
-def test_a_fault_at_every_call_of_a_restore_leaves_no_lie_and_the_next_one_goes_on(
+def test_a_fault_at_every_call_of_a_restore_leaves_no_wrong_state_and_the_next_one_continues(
     cache: CacheBuilder, tmp_path: Path, fault: Fault
 ) -> None:
     cache.repo("org/name").revision(FILES, refs=["main", "v1"])

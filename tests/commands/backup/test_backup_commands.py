@@ -99,7 +99,7 @@ def test_a_backup_goes_through_a_pipe(
     assert "Saved org/name to the tar stdout: 7 kB" in errors.decode()
 
 
-def test_what_cannot_be_is_told_in_one_line(cache: CacheBuilder, vlmcache: Vlmcache) -> None:
+def test_what_is_impossible_is_refused_in_one_line(cache: CacheBuilder, vlmcache: Vlmcache) -> None:
     cache.repo("org/name").revision(FILES)
     (vlmcache.folder / "no.tar").write_bytes(b"not a tar")
     for arguments, code in (
@@ -135,7 +135,9 @@ def test_a_backup_that_lost_its_reader_fails(
     assert "Traceback" not in told
 
 
-def test_a_backup_to_no_place_is_refused(cache: CacheBuilder, vlmcache: Vlmcache) -> None:
+def test_a_backup_to_an_empty_destination_is_refused(
+    cache: CacheBuilder, vlmcache: Vlmcache
+) -> None:
     cache.repo("org/name").revision(FILES)
     done = vlmcache("backup", "")
     assert (done.code, "the destination is empty" in done.err) == (2, True)

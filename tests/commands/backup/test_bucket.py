@@ -42,7 +42,7 @@ def run(vlmcache: Vlmcache, bucket: Bucket) -> Vlmcache:
     return Vlmcache(variables, vlmcache.folder)
 
 
-def test_machines_share_a_bucket_and_only_what_lacks_travels(
+def test_machines_share_a_bucket_and_only_what_is_missing_travels(
     cache: CacheBuilder, run: Vlmcache, bucket: Bucket, tmp_path: Path
 ) -> None:
     repo = cache.repo("org/name")
@@ -78,7 +78,7 @@ def test_machines_share_a_bucket_and_only_what_lacks_travels(
     assert f"models--org--name/snapshots/{repo.latest}/{WEIGHTS}" in there
 
 
-def test_killed_half_way_both_ways_go_on(
+def test_a_backup_and_a_restore_killed_half_way_continue(
     cache: CacheBuilder, run: Vlmcache, bucket: Bucket, tmp_path: Path
 ) -> None:
     cache.repo("org/name").revision(FILES)
@@ -114,7 +114,7 @@ def test_killed_half_way_both_ways_go_on(
     assert restored(new) == restored(cache.root)
 
 
-def test_a_tar_stream_appears_in_a_bucket_when_it_is_whole(
+def test_a_tar_stream_appears_in_a_bucket_when_it_is_complete(
     cache: CacheBuilder, run: Vlmcache, bucket: Bucket, tmp_path: Path
 ) -> None:
     repo = cache.repo("org/name")
@@ -131,7 +131,7 @@ def test_a_tar_stream_appears_in_a_bucket_when_it_is_whole(
     assert bucket.unfinished() == []
 
 
-def test_what_a_bucket_says_no_to_is_told_in_one_line(
+def test_what_a_bucket_refuses_is_reported_in_one_line(
     cache: CacheBuilder, run: Vlmcache, bucket: Bucket
 ) -> None:
     cache.repo("org/name").revision({"config.json": b"{}"})

@@ -27,7 +27,7 @@ from vlmcache.commands.backup.compression import (
     Compression,
     Decompressed,
     compression_of,
-    opened,
+    decompressed,
 )
 from vlmcache.commands.backup.tar import MANIFEST, Reader, TarManifest
 from vlmcache.commands.backup.values import Backup, BackupError, BackupOptions
@@ -80,7 +80,7 @@ def damages(stream: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("suffix", [".tar.gz", pytest.param(".tar.zst", marks=needs_zstd)])
-def test_of_one_that_is_damaged_nothing_is_half_restored(
+def test_nothing_of_a_damaged_backup_is_half_restored(
     cache: CacheBuilder, tmp_path: Path, suffix: str
 ) -> None:
     cache.repo("org/name").revision({"config.json": b"{}", WEIGHTS: os.urandom(3000)})
@@ -128,7 +128,7 @@ BLOB = "5" * 40
     ],
     ids=["after its end", "another member", "a longer member"],
 )
-def test_a_few_bytes_that_stand_for_many_are_not_unpacked_beyond_what_is_promised(
+def test_a_few_bytes_that_expand_to_many_are_not_unpacked_beyond_what_is_promised(
     blobs: dict[str, object], members: list[tuple[str, bytes]], after: int, words: str
 ) -> None:
     promised = {"format": "vlmcache.backup/1", "repos": [{**EMPTY, "blobs": blobs}]}
@@ -149,7 +149,7 @@ def test_what_is_compressed_comes_back(form: Compression, blocks: list[bytes], a
     for block in [*blocks, bytes(1024)]:
         assert compressed.write(block) == len(block)
     compressed.finish()
-    stream, found = opened(io.BytesIO(sink.getvalue()))
+    stream, found = decompressed(io.BytesIO(sink.getvalue()))
     assert found == form
     assert isinstance(stream, Decompressed)
     assert b"".join(iter(lambda: stream.read(asked), b"")) == b"".join(blocks) + bytes(1024)
@@ -191,7 +191,7 @@ def test_without_zstandard_one_line_says_what_to_install(
     assert not (vlmcache.folder / "new.tar.zst").exists()
 
 
-def test_one_that_comes_through_a_pipe_is_known_by_its_bytes(
+def test_a_backup_from_a_pipe_is_recognized_by_its_first_bytes(
     cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path
 ) -> None:
     cache.repo("org/name").revision(FILES)
@@ -234,10 +234,11 @@ def test_a_name_that_promises_another_form_is_refused(
         with pytest.raises(UsageError, match="is not written as"):
             compression_of(name)
     cache.repo("org/name").revision(FILES)
-    done = vlmcache("backup", "x.tar.xz")
-    assert done.code == 2
-    assert done.err == (
-        "error: a backup is not written as .xz: 'x.tar.xz'\n"
-        "hint: name it .tar, .tar.gz or .tar.zst\n"
-    )
+    for name in ("x.tar.xz", "s3://bucket/x.tar.xz", "memory://x.tar.xz"):
+        done = vlmcache("backup", name)
+        assert done.code == 2
+        assert done.err == (
+            f"error: a backup is not written as .xz: '{name}'\n"
+            "hint: name it .tar, .tar.gz or .tar.zst\n"
+        )
     assert not (vlmcache.folder / "x.tar.xz").exists()

@@ -1,4 +1,4 @@
-"""Stores in a folder: only what lacks is written, many machines share one, nothing there lies."""
+"""Stores in a folder: only what is missing is written, and many machines can share one."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_what_was_saved_comes_back_as_it_was(
     assert store_lies(contents(store)) == []
 
 
-def test_only_what_a_store_lacks_is_written(
+def test_only_what_is_missing_in_a_store_is_written(
     cache: CacheBuilder, repo: CachedRepo, store: Path
 ) -> None:
     save(cache, store)
@@ -242,7 +242,7 @@ def test_what_is_there_is_skipped_and_what_is_damaged_replaced(
     assert restored(cache.root) == right
 
 
-def test_a_restore_goes_on_within_a_blob_that_was_cut_even_if_what_is_there_is_wrong(
+def test_a_restore_continues_within_a_blob_even_if_its_partial_is_wrong(
     cache: CacheBuilder, repo: CachedRepo, store: Path
 ) -> None:
     save(cache, store)
@@ -280,7 +280,7 @@ def test_a_restore_waits_for_the_download_of_the_same_blob(
     assert restored(new) == restored(cache.root)
 
 
-def test_verify_finds_what_a_store_has_damaged_and_mends_it(
+def test_verify_finds_what_is_damaged_in_a_store_and_repairs_it(
     cache: CacheBuilder, repo: CachedRepo, store: Path, tmp_path: Path
 ) -> None:
     save(cache, store)
@@ -352,7 +352,7 @@ def test_what_is_damaged_in_the_cache_is_not_saved(
     assert not (store / "repos").exists()
 
 
-def test_a_store_is_only_made_where_nothing_else_is(
+def test_a_store_is_made_only_in_an_empty_place(
     cache: CacheBuilder, repo: CachedRepo, tmp_path: Path
 ) -> None:
     used = tmp_path / "used"
@@ -369,7 +369,7 @@ def test_a_store_is_only_made_where_nothing_else_is(
     assert os.listdir(used) == ["notes.txt"]
 
 
-def test_what_was_left_by_a_writer_that_was_killed_long_ago_goes(
+def test_leftovers_of_a_writer_that_was_killed_long_ago_are_removed(
     cache: CacheBuilder, repo: CachedRepo, store: Path
 ) -> None:
     save(cache, store)
@@ -383,7 +383,7 @@ def test_what_was_left_by_a_writer_that_was_killed_long_ago_goes(
 
 
 @pytest.mark.parametrize("address", ["memory://somewhere/{}", "file://{}"])
-def test_other_places_than_folders_do_as_well(
+def test_a_store_can_be_in_other_places_than_folders(
     cache: CacheBuilder, repo: CachedRepo, tmp_path: Path, address: str
 ) -> None:
     store = address.format(tmp_path / "store")
@@ -507,7 +507,7 @@ def test_manifests_that_are_too_long_together_are_refused_before_they_are_read(
     assert bring(store, tmp_path / "new", "org/one").problem is None
 
 
-def test_names_that_mean_nothing_are_passed_over(
+def test_names_without_a_meaning_are_ignored(
     cache: CacheBuilder, store: Path, tmp_path: Path
 ) -> None:
     cache.repo("org/name").revision(FILES)
@@ -563,7 +563,7 @@ class SavingToStore(Subject[VlmcacheError | None]):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("fault", FAULTS, ids=fault_name)
-def test_a_fault_at_every_call_of_a_backup_leaves_no_lie_and_the_next_one_goes_on(
+def test_a_fault_at_every_call_of_a_backup_leaves_no_wrong_state_and_the_next_one_continues(
     cache: CacheBuilder, store: Path, fault: Fault
 ) -> None:
     cache.repo("org/name").revision(FEW)
@@ -602,7 +602,7 @@ class RestoringFromStore(Subject[VlmcacheError | None]):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("fault", FAULTS, ids=fault_name)
-def test_a_fault_at_every_call_of_a_restore_leaves_no_lie_and_the_next_one_goes_on(
+def test_a_fault_at_every_call_of_a_restore_leaves_no_wrong_state_and_the_next_one_continues(
     cache: CacheBuilder, store: Path, fault: Fault
 ) -> None:
     cache.repo("org/name").revision(FEW)

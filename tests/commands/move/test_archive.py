@@ -483,7 +483,7 @@ def test_what_is_in_use_or_downloaded_into_is_not_recalled(room: Room) -> None:
 
 
 def test_a_load_test_says_where_it_reads_from(room: Room) -> None:
-    from vlmcache.load.source import ModelFinder
+    from vlmcache.load.finder import ModelFinder
 
     room.builder.repo("org/model").revision(model_files())
     here = ModelFinder(room.session, ["org/model"]).find("org/model")[1].origin

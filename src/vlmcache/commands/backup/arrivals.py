@@ -1,6 +1,6 @@
-"""What is restored, put into a cache: each blob under its lock, and linked while that is held.
+"""Putting what is restored into a cache: each blob under its lock, and linked while that is held.
 
-So neither a download nor a `clean` at the same time can remove what a link is about to lead to.
+Neither a download nor a `clean` at the same time can then remove a blob that is about to be linked.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Arrivals:
 
     Args:
         cache: the hub cache.
-        repo: what is to be restored of it.
+        repo: the parts of it that are restored.
         stop_token: stops the work.
-        progress: shows for whom is waited.
+        progress: shows which lock is waited for.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Arrivals:
         return layout.blob_path(self._folder, name)
 
     def content(self, name: str) -> str:
-        """Return the file that has a blob's content: a snapshot's, on systems without links."""
+        """Return the file with a blob's content; on systems without links, one of a snapshot."""
         blob = layout.blob_path(self._home, name)
         copies = (
             layout.file_path(layout.snapshot_path(self._home, commit), file)
@@ -98,18 +98,18 @@ class Arrivals:
         """Make sure that a blob is there, and linked into each snapshot that needs it.
 
         Args:
-            name: the blob's.
+            name: the blob's name.
             source: where its bytes come from, if it is not there yet.
-            moved: is called with how many of them are there.
-            distrusted: whether its length alone does not show that it is good.
-            resumed: whether what has come is kept when the work is interrupted, so that a restore
-                or a download can resume it.
+            moved: is called with the number of bytes that are there.
+            distrusted: whether its content is compared too, and not its length only.
+            resumed: whether the bytes that have arrived are kept when the work is interrupted, so
+                that a restore or a download can continue.
 
         Returns:
             How many bytes were taken from the source.
 
         Raises:
-            BackupError: the source has other bytes than the hash says; they are not kept.
+            BackupError: the source's bytes do not match the hash; they are not kept.
             OSError: the system refuses.
         """
         blob = self.repo.blobs[name]
@@ -118,7 +118,7 @@ class Arrivals:
         with blob_lock(self._cache, lock, self._stop_token, waiting):
             taken = 0
             content = self.content(name)
-            # Whoever held the lock before may have done the work.
+            # The lock's previous holder may have done the work.
             if not self._is_there(content, blob, read=distrusted):
                 taken = self._receive(name, blob, source, moved, resumed=resumed)
                 content = layout.blob_path(self._home, name)
@@ -126,10 +126,10 @@ class Arrivals:
         return taken
 
     def _spread(self, name: str, content: str) -> None:
-        """Let every snapshot that needs a content have it: by links, or else by copies.
+        """Give every snapshot the content that it needs: by links, or else by copies.
 
-        Without links the last copy is the blob itself, as with the client: nothing is there twice
-        that one snapshot needs once.
+        Without links the blob itself becomes the last copy, as with the client, so that a content
+        which one snapshot needs once is not stored twice.
         """
         blob, places = layout.blob_path(self._home, name), list(self._links.get(name, ()))
         if content != blob and probe(self._tree, os.path.dirname(blob)).symlinks is not False:
@@ -143,7 +143,7 @@ class Arrivals:
             ]
         for number, (commit, file) in enumerate(places, start=1):
             path = layout.file_path(layout.snapshot_path(self._home, commit), file)
-            # Which of them are good was not read: only the one that all others are made from.
+            # Only `content` was checked, so all others are made from it.
             if path != content:
                 move = content == blob and number == len(places)
                 change_place.place_copy(self._tree, self._home, commit, file, content, move=move)
@@ -158,9 +158,9 @@ class Arrivals:
         resumed: bool,
     ) -> int:
         final = layout.blob_path(self._home, name)
-        partial = final + layout.PARTIAL_SUFFIX
+        unfinished = final + layout.PARTIAL_SUFFIX
         unique = f".{name}.{uuid.uuid4().hex[:8]}.new"
-        place = partial if resumed else layout.blob_path(self._home, unique)
+        place = unfinished if resumed else layout.blob_path(self._home, unique)
         try:
             taken = self._fill(place, blob, source, moved)
         except BaseException:
@@ -168,8 +168,8 @@ class Arrivals:
                 self._tree.discard(place)
             raise
         self._tree.rename(place, final)
-        # Nobody needs or writes an interrupted download now: we hold its lock.
-        discard_partials(self._tree, partial, name)
+        # Nothing needs or writes an interrupted download now: its lock is held here.
+        discard_partials(self._tree, unfinished, name)
         return taken
 
     def _fill(
@@ -196,7 +196,7 @@ class Arrivals:
                         f"the backup is damaged: {self.repo.name}: the content of {blob.hash} is "
                         "not what its hash says"
                     )
-                # What was there before may have been damaged, whoever left it.
+                # The unfinished file that was there before may have been damaged.
                 begun = 0
 
     def _is_there(self, path: str, blob: SavedBlob, *, read: bool) -> bool:

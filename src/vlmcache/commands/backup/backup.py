@@ -59,7 +59,7 @@ def backup(
     options: BackupOptions | None = None,
     progress: Progress | None = None,
 ) -> Backup:
-    """Save models, every byte that is written compared with its hash on the way.
+    """Save models. Every byte that is written is compared with its hash on the way.
 
     Args:
         session: the hub cache, and the configuration whose keys count.
@@ -72,11 +72,11 @@ def backup(
 
     Raises:
         UnknownModelError: nothing of that name is in the cache.
-        AwayError: what is named is on a drive that is not mounted.
+        AwayError: a model that is named is on a drive that is not mounted.
         UsageError: the destination makes no sense.
-        MissingPackageError: what compresses is not installed.
-        BackupError: something is damaged. No tar stream is kept; what a store got before stays, and
-            no revision there leads to anything that is missing.
+        MissingPackageError: the package that compresses is not installed.
+        BackupError: something is damaged. A tar stream is not kept; what a store received before
+            stays, and no revision there leads to anything that is missing.
         PlaceError: the destination cannot be reached or written.
         SpaceError: the disk has too little room.
     """
@@ -84,9 +84,13 @@ def backup(
     options, progress = options or BackupOptions(), progress or Progress()
     to_store = destination != STREAM and places.is_store(destination)
     if options.verify and destination == STREAM:
-        raise UsageError("what is written to stdout cannot be verified", "name a file")
+        raise UsageError("a backup to stdout cannot be verified", "name a file")
     _check_destination(destination, session.cache.dir)
-    compression = None if to_store or destination == STREAM else compression_of(destination)
+    compression = None
+    is_folder = to_store and places.local_path(destination) is not None
+    # An address that ends like a file of another form is refused, and not taken for a store's.
+    if destination != STREAM and not is_folder:
+        compression = compression_of(places.without_password(destination))
     if compression is not None:
         require(compression)
     state = scan(session.cache.dir)
@@ -123,7 +127,7 @@ def backup(
 
 
 def _is_left_out(repo: Repo) -> bool:
-    """Whether a repo has content that a backup does not hold; an unfinished download is none."""
+    """Return whether a repo has content that is not saved; unfinished downloads do not count."""
     return not is_read(repo) or (bool(repo.blobs) and not repo.revisions)
 
 
@@ -133,14 +137,15 @@ def _chosen(
     """Return the repos with the commits that are asked for, in the order of their folders."""
     repos = {repo.folder: repo for repo in state.repos}
     if not names:
-        return [(repos[f], None) for f in sorted(repos) if repos[f].revisions and is_read(repos[f])]
+        readable = [repo for repo in repos.values() if repo.revisions and is_read(repo)]
+        return [(repo, None) for repo in sorted(readable, key=lambda repo: repo.folder)]
     commits: dict[str, frozenset[str] | None] = {}
     for target in find_targets(state, config, names):
         repo = repos.get(target.folder or "")
         if repo is not None and repo.away is not None:
             raise away_error(repo, repo.away)
         if repo is None or not repo.revisions or target.ref is not None:
-            raise UsageError(f"the cache has nothing of {target.name} to back up")
+            raise UsageError(f"nothing of {target.name} in the cache can be backed up")
         chosen = commits.get(repo.folder, frozenset())
         if chosen is not None:
             commits[repo.folder] = None if target.commit is None else chosen | {target.commit}
@@ -164,7 +169,7 @@ def _check_destination(destination: str, cache_dir: str) -> None:
 
 
 class BackupTotals(NamedTuple):
-    """What a backup has written and found."""
+    """What a backup has written, and what was saved already."""
 
     uploaded: Amount
     skipped: Amount = Amount()
@@ -189,7 +194,7 @@ def _to_stream(
 
 
 def _is_good(destination: str, parts: list[Saving], progress: Progress) -> bool:
-    """Return whether a tar stream has what is to be saved, every byte of it read."""
+    """Return whether a tar stream holds what is to be saved; every byte of it is read."""
     path = places.local_path(destination)
     if path is not None and not os.path.isfile(path):
         return False
@@ -220,12 +225,12 @@ def _writing(
     if path is None:
         address, name = places.split(destination)
         return Remote(address).writing(name, size)
-    # Through a link, what it leads to is written and the link stays.
+    # A link stays, and the file that it leads to is written.
     folder, name = os.path.split(os.path.realpath(path))
     if not os.path.isdir(folder):
         raise UsageError(f"no such folder: {folder}")
     if compressed:
-        # How much is left of it nobody knows before.
+        # Its size is not known before it is written.
         size = 0
     check_filesystem(folder, Needs([name], size))
     change_place.check_room(folder, size, MAKE_ROOM)
@@ -233,16 +238,16 @@ def _writing(
 
 
 def _is_special(path: str) -> bool:
-    """Whether a path is that of a device or pipe, which is written to and never replaced."""
+    """Return whether a path is a device or pipe, which is written to and never replaced."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 @contextlib.contextmanager
 def _piped(destination: str) -> Iterator[IO[bytes]]:
-    """Open what takes bytes as they come: stdout, a pipe or a device.
+    """Open stdout, a pipe or a device for writing.
 
     Raises:
-        PlaceError: its reader ended, or it takes no more.
+        PlaceError: its reader ended, or nothing more can be written to it.
     """
     try:
         if destination == STREAM:
@@ -261,7 +266,7 @@ def _piped(destination: str) -> Iterator[IO[bytes]]:
 
 
 def _shown(parts: list[Saving]) -> dict[str, FileOf]:
-    """Return path of each blob to save -> a file that has it."""
+    """Return path of each blob to save -> a file with its content."""
     shown: dict[str, FileOf] = {}
     for part in parts:
         shown |= files_of(part.saved, part.sources)
@@ -276,9 +281,13 @@ def _to_store(
     folders = {part.saved.folder: part.saved for part in parts}
     revisions = {folder: revisions_of(repo) for folder, repo in folders.items()}
     store.create(dry_run=options.dry_run)
-    # What contradicts the store is found before anything is written.
+    # Contradictions with the store are found before anything is written.
     known = store.manifests(sorted(folders))
-    manifests = [new for f in folders for new in new_manifests(known[f], revisions[f])]
+    manifests = [
+        manifest
+        for folder in folders
+        for manifest in new_manifests(known[folder], revisions[folder])
+    ]
     uploads: dict[str, Upload] = {}
     for part in parts:
         for name, source in part.sources.items():

@@ -1,7 +1,7 @@
-"""Tar streams that are compressed: gzip by the standard library, Zstandard where it is installed.
+"""Compressed tar streams: gzip by the standard library, Zstandard if it is installed.
 
-A stream is known by its first bytes, whatever its name says. It is read a block at a time, however
-much a few bytes of it stand for, and its end is compared with what its form promises.
+A stream is recognized by its first bytes, whatever its name is. It is read one block at a time,
+however much a few compressed bytes expand to, and must end as its form requires.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SUFFIXES: dict[str, Compression | None] = {
     ".zst": "zstd",
     ".tzst": "zstd",
 }
-"""How a name ends that means one tar stream, also as an address -> how that is compressed."""
+"""Ending of the name or address of one tar stream -> how that is compressed."""
 _OTHERS = (
     ".7z",
     ".br",
@@ -37,27 +37,28 @@ _OTHERS = (
     ".tbz2",
     ".txz",
     ".xz",
-    ".Z",
+    ".z",
     ".zip",
 )
+"""Endings of forms that are not written."""
 _MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _LONGEST_MAGIC = 4
 _LEVELS = {"gzip": 1, "zstd": 3}
 """Weights are close to noise: a higher level takes much longer and saves little."""
 _MOST_AFTER = 1 << 20
-"""Bytes after the last member that can be padding: the largest record that tar is used with."""
+"""The most bytes of padding after the last member: the largest record that tar is used with."""
 _END = bytes(1024)
-"""What a tar stream ends with: two blocks of zeros."""
+"""The end of a tar stream: two blocks of zeros."""
 
 
 def compression_of(name: str) -> Compression | None:
-    """Return how a file of a name has to be compressed, `None` if not at all.
+    """Return how a file with a name has to be compressed, `None` if it is not.
 
     Raises:
-        UsageError: it promises a form that is not written.
+        UsageError: the name is that of a form that is not written.
     """
     ending = os.path.splitext(name)[1].lower()
-    if ending in map(str.lower, _OTHERS):
+    if ending in _OTHERS:
         raise UsageError(
             f"a backup is not written as {ending}: '{name}'", "name it .tar, .tar.gz or .tar.zst"
         )
@@ -73,7 +74,7 @@ def _zstd_module() -> Any:
     """Return the module for Zstandard: Python 3.14's own, or the package `zstandard`.
 
     Raises:
-        MissingPackageError: neither is there.
+        MissingPackageError: neither is installed.
     """
     for name in ("compression.zstd", "zstandard"):
         try:
@@ -89,21 +90,21 @@ def require(compression: Compression) -> None:
     """Make sure that a stream can be compressed.
 
     Raises:
-        MissingPackageError: what does it is not installed.
+        MissingPackageError: the package that compresses is not installed.
     """
     if compression == "zstd":
         _zstd_module()
 
 
 class Compressed:
-    """A stream whose content is compressed on the way to another; for writing.
+    """A stream that compresses what is written to it into another stream.
 
     Args:
-        stream: where to.
-        compression: how.
+        stream: the other stream.
+        compression: how to compress.
 
     Raises:
-        MissingPackageError: what compresses is not installed.
+        MissingPackageError: the package that compresses is not installed.
     """
 
     def __init__(self, stream: IO[bytes], compression: Compression) -> None:
@@ -124,12 +125,12 @@ class Compressed:
             self._compressor = module.ZstdCompressor(level=level, threads=threads).compressobj()
 
     def write(self, block: bytes) -> int:
-        """Take all of a block."""
+        """Write all of a block."""
         self._stream.write(self._compressor.compress(block))
         return len(block)
 
     def finish(self) -> None:
-        """Write what ends the stream."""
+        """Write the end of the stream."""
         self._stream.write(self._compressor.flush())
 
 
@@ -137,11 +138,11 @@ class Decompressed:
     """The content of a compressed stream, read once from its beginning to its end.
 
     Args:
-        stream: where from; it need not be seekable.
+        stream: the compressed stream; it need not be seekable.
         compression: how it is compressed.
 
     Raises:
-        MissingPackageError: what decompresses is not installed.
+        MissingPackageError: the package that decompresses is not installed.
     """
 
     def __init__(self, stream: IO[bytes], compression: Compression) -> None:
@@ -160,11 +161,11 @@ class Decompressed:
             self._file = module.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
 
     def seekable(self) -> bool:
-        """Return False: to go back would be to begin again."""
+        """Return False: going back would mean beginning again."""
         return False
 
     def read(self, count: int) -> bytes:
-        """Return the next bytes, at most as many; nothing at the end.
+        """Return at most so many of the next bytes; none at the end.
 
         Raises:
             BackupError: the stream is damaged.
@@ -178,10 +179,10 @@ class Decompressed:
         return block
 
     def finish(self) -> None:
-        """Read what is left after the last member, which is padding.
+        """Read the padding after the last member.
 
         Raises:
-            BackupError: it is more than that, or the stream ends before its end.
+            BackupError: more than padding is there, or the stream ends too early.
         """
         left = 0
         while block := self.read(_MOST_AFTER):
@@ -193,7 +194,7 @@ class Decompressed:
 
 
 class _Rejoined:
-    """A stream that cannot be sought in, of which some bytes were read already."""
+    """A stream that is not seekable, of which the first bytes were read already."""
 
     def __init__(self, begin: bytes, stream: IO[bytes]) -> None:
         self._begin = begin
@@ -203,26 +204,24 @@ class _Rejoined:
         """Return False."""
         return False
 
-    def read(self, count: int = -1) -> bytes:
-        """Return the next bytes: those that were read already first."""
+    def read(self, count: int) -> bytes:
+        """Return at most so many of the next bytes, first those that were read already."""
         if not self._begin:
             return self._stream.read(count)
-        end = len(self._begin) if count < 0 else count
-        block, self._begin = self._begin[:end], self._begin[end:]
-        return block + self._stream.read() if count < 0 else block
+        block, self._begin = self._begin[:count], self._begin[count:]
+        return block
 
 
 def compression_in(begin: bytes) -> Compression | None:
-    """Return how a stream is compressed that begins with some bytes, `None` if it is not."""
+    """Return how a stream with these first bytes is compressed, `None` if it is not."""
     return next((form for magic, form in _MAGIC.items() if begin.startswith(magic)), None)
 
 
-def opened(stream: IO[bytes]) -> tuple[Any, Compression | None]:
+def decompressed(stream: IO[bytes]) -> tuple[Any, Compression | None]:
     """Return the content of a tar stream, and how the stream is compressed.
 
     Raises:
-        BackupError: it is of a form that is not read.
-        MissingPackageError: what decompresses is not installed.
+        MissingPackageError: the package that decompresses is not installed.
         OSError: it cannot be read.
     """
     begin = b""

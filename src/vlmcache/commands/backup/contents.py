@@ -20,6 +20,8 @@ from vlmcache.progress import FileOf
 from vlmcache.units import short_text
 
 _BLOB_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
+_SHA256 = "0" * 64
+"""Shows `hash_file` the kind of hash."""
 
 
 class SavedBlob(msgspec.Struct, frozen=True):
@@ -30,14 +32,18 @@ class SavedBlob(msgspec.Struct, frozen=True):
 
 
 class SavedRepo(msgspec.Struct, frozen=True):
-    """A repo in a backup. snapshots: commit -> file name -> blob name."""
+    """A repo in a backup."""
 
     type: str
     id: str
     blobs: dict[str, SavedBlob]
+    """Blob name -> blob."""
     snapshots: dict[str, dict[str, str]]
+    """Commit -> file name -> blob name."""
     refs: dict[str, str]
+    """Ref -> commit."""
     trees: dict[str, dict[str, TreeFile]]
+    """Commit -> file name -> what the Hub's listing says of it."""
 
     @property
     def folder(self) -> str:
@@ -46,7 +52,7 @@ class SavedRepo(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """What to type for it, and how people read it."""
+        """The name as it is typed and shown."""
         return layout.typed_name(self.type, self.id)
 
 
@@ -55,11 +61,12 @@ class Saving(NamedTuple):
 
     saved: SavedRepo
     sources: Mapping[str, str]
+    """Blob name -> path of a file with its content."""
     opener: Opener
 
 
 def source_opener(tree: CacheTree) -> Opener:
-    """Return what opens the blobs of a cache: what lies outside is somebody else's."""
+    """Return a function that opens the blobs of a cache, and refuses files outside it."""
 
     def opener(path: str) -> int:
         try:
@@ -68,7 +75,7 @@ def source_opener(tree: CacheTree) -> Opener:
             raise ChangedError(f"removed while it was saved: {path}", "run it again") from error
         except StaleError as error:
             raise BackupError(
-                f"not in the cache, so not saved: {error.filename or path}",
+                f"not saved, because it is not in the cache: {error.filename or path}",
                 "the link leads out of the cache: put the file itself there, or name other models",
             ) from error
 
@@ -76,17 +83,17 @@ def source_opener(tree: CacheTree) -> Opener:
 
 
 def plan_saving(repo: Repo, commits: frozenset[str] | None, opener: Opener) -> Saving:
-    """Return what is to be saved of a repo: its snapshots and what they, refs and listings name.
+    """Return what is saved of a repo: its snapshots, their blobs, their refs and their listings.
 
-    Copies in place of links become blobs. What no snapshot needs is left out.
+    Copies in place of links become blobs. Blobs that no snapshot needs are left out.
 
     Args:
         repo: the repo.
-        commits: the revisions; all of them if not given.
+        commits: the revisions; all if `None`.
         opener: opens a file of the cache.
 
     Raises:
-        BackupError: a link leads nowhere, or out of the repo; or a name cannot be restored.
+        BackupError: a link leads nowhere or out of the repo, or a name could not be restored.
         OSError: a file cannot be read.
     """
     blobs: dict[str, SavedBlob] = {}
@@ -106,12 +113,12 @@ def plan_saving(repo: Repo, commits: frozenset[str] | None, opener: Opener) -> S
             listed = (revision.tree or {}).get(file.name)
             name = file.blob
             if name is None:
-                name = listed.etag if listed is not None else hash_file(path, "0" * 64, opener)
+                name = listed.etag if listed is not None else hash_file(path, _SHA256, opener)
             else:
                 path = repo.blob_path(name)
             files[file.name] = name
             if name not in blobs:
-                content_hash = name if layout.is_etag(name) else hash_file(path, "0" * 64, opener)
+                content_hash = name if layout.is_etag(name) else hash_file(path, _SHA256, opener)
                 blobs[name] = SavedBlob(file.size, content_hash)
                 sources[name] = path
         snapshots[revision.commit] = dict(sorted(files.items()))
@@ -127,13 +134,13 @@ def plan_saving(repo: Repo, commits: frozenset[str] | None, opener: Opener) -> S
             if revision.tree is not None and revision.commit in snapshots
         },
     )
-    problem = problem_of(saved)
+    problem = restore_problem(saved)
     if problem is not None:
         raise BackupError(f"{saved.name} cannot be backed up: {problem}")
     return Saving(saved, sources, opener)
 
 
-def problem_of(repo: SavedRepo) -> str | None:
+def restore_problem(repo: SavedRepo) -> str | None:
     """Return why a repo must not be restored, or `None` if it can be."""
     if repo.type not in layout.KINDS.values() or not layout.is_repo_id(repo.id):
         return f"{short_text(repo.id)} is not a repo id"
@@ -142,10 +149,11 @@ def problem_of(repo: SavedRepo) -> str | None:
             return f"{short_text(name)} is not a blob that can be checked"
         if layout.is_etag(name) and name != blob.hash:
             return f"the blob {name} is said to have another hash"
-    snapshots = [(commit, files, True) for commit, files in repo.snapshots.items()]
-    trees = [(commit, files, False) for commit, files in repo.trees.items()]
-    names: list[tuple[str, Collection[str], bool]] = [*snapshots, *trees]
-    for commit, listed, written in names:
+    listings: list[tuple[str, Collection[str], bool]] = [
+        *((commit, files, True) for commit, files in repo.snapshots.items()),
+        *((commit, files, False) for commit, files in repo.trees.items()),
+    ]
+    for commit, listed, written in listings:
         if layout.COMMIT.fullmatch(commit) is None:
             return f"{short_text(commit)} is not a commit"
         problem = layout.listing_problem(listed, written=written)
@@ -162,15 +170,15 @@ def problem_of(repo: SavedRepo) -> str | None:
 
 
 RestoreSelection = Mapping[str, frozenset[str] | None]
-"""Folder of a repo -> the revisions of it that are asked for, as typed; all if `None`."""
+"""Folder of a repo -> the revisions of it that were asked for, as typed; all if `None`."""
 
 
 def select_repos(folders: Iterable[str], config: Config, names: Sequence[str]) -> RestoreSelection:
-    """Return what the names mean in a backup (pure).
+    """Return the repos and revisions that names mean in a backup (pure).
 
     Args:
-        folders: of the repos in it.
-        config: whose keys count.
+        folders: the folders of the repos in it.
+        config: the configuration whose keys count.
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
 
     Raises:
@@ -194,7 +202,7 @@ def select_repos(folders: Iterable[str], config: Config, names: Sequence[str]) -
 
 
 def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:
-    """Return of a repo what some revisions need (pure).
+    """Return a repo with only what some revisions need (pure).
 
     Args:
         repo: the repo.
@@ -228,10 +236,10 @@ def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:
 
 
 def files_of(repo: SavedRepo, paths: Mapping[str, str]) -> dict[str, FileOf]:
-    """Return path of each blob -> a file that has its content.
+    """Return path of each blob -> a file with its content, for the progress.
 
     Args:
-        repo: whose blobs they are.
+        repo: the blobs' repo.
         paths: name of each blob -> its path.
     """
     names = {

@@ -1,4 +1,4 @@
-"""Where backups are kept: a folder, or what an address of fsspec leads to.
+"""Where backups are kept: a folder of this machine; see `remote` for addresses of fsspec.
 
 Whatever is written appears under its name when it is complete, and not before.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _STALE = 24 * 3600
-"""Seconds after which a temporary that nobody wrote to belongs to nobody."""
+"""Seconds without a write after which a temporary file is a leftover."""
 _WINDOW = 32 << 20
 """Bytes that are brought to the disk at once."""
 
@@ -41,15 +41,15 @@ class Folder:
     """A folder of this machine. Links below it are refused, not followed.
 
     Args:
-        path: it need not exist.
+        path: the folder, which need not exist.
     """
 
     def __init__(self, path: str) -> None:
         self.root = os.path.abspath(path)
         self.shown = path
-        """The place in words."""
+        """The place as it is shown."""
         self.workers = min(4, os.cpu_count() or 1)
-        """How many files are best read or written at once."""
+        """The best number of files to read or write at once."""
 
     def names(self, folder: str) -> dict[str, int]:
         """Return name -> length in bytes of all files below a folder, temporaries left out.
@@ -68,7 +68,7 @@ class Folder:
             }
 
     def is_empty(self) -> bool:
-        """Return whether nothing is there but temporaries, or no folder.
+        """Return whether the folder does not exist or holds only temporaries.
 
         Raises:
             PlaceError: it cannot be read.
@@ -83,7 +83,7 @@ class Folder:
             for entry in list(self._entries("")):
                 if not layout.is_temporary(entry.name):
                     continue
-                # Another writer may give it its name, or remove it, at any moment.
+                # Its writer may rename or remove it at any moment.
                 with contextlib.suppress(FileNotFoundError):
                     if entry.stat(follow_symlinks=False).st_mtime < time.time() - _STALE:
                         os.unlink(entry.path)
@@ -132,7 +132,7 @@ class Folder:
 
     @contextlib.contextmanager
     def reading(self, name: str, size: int) -> Iterator[IO[bytes]]:  # noqa: ARG002
-        """Open a file, in which one can seek.
+        """Open a file, which is seekable.
 
         Raises:
             BackupError: it is missing, or a link.
@@ -214,7 +214,7 @@ def _make_folders(path: str) -> None:
 
 
 def _descriptor(path: str) -> int:
-    """Open a regular file, no link, without ever waiting for a pipe."""
+    """Open a regular file, without following a link or waiting for a pipe."""
     if os.path.lexists(path) and not os.path.isfile(path):
         raise BackupError(f"not a regular file: {path}")
     return open_quietly(path, follow=False)
@@ -225,7 +225,7 @@ def _link(path: str) -> BackupError:
 
 
 def local_path(place: str) -> str | None:
-    """Return the path that a place is on this machine, `None` for any other address."""
+    """Return the path of a place on this machine, `None` for any other address."""
     protocol, separator, rest = place.partition("://")
     if not separator:
         return place
@@ -235,8 +235,8 @@ def local_path(place: str) -> str | None:
 def is_store(place: str) -> bool:
     """Return whether a place is a store, and not a file with one tar stream.
 
-    A folder that exists, a path that ends like a folder's, and an address whose name does not end
-    like a tar stream's are.
+    A folder that exists, a path that ends in a slash, and an address that does not end like a tar
+    stream's are stores.
     """
     path = local_path(place)
     if path is None:
@@ -245,7 +245,7 @@ def is_store(place: str) -> bool:
 
 
 def split(address: str) -> tuple[str, str]:
-    """Return the folder that a file's address begins with, and the file's name in it."""
+    """Return the address of the folder that a file is in, and the file's name in it."""
     protocol, _, path = address.partition("://")
     folder, _, name = path.rpartition("/")
     return f"{protocol}://{folder}", name

@@ -1,7 +1,7 @@
-"""A tar of a hub cache as tar itself makes it: no manifest, and blobs named by their hashes.
+"""A tar of a hub cache made by tar itself: without a manifest, and with blobs named by hashes.
 
-It is read from its beginning to its end, and nothing in it is used as a path: names are compared
-with the layout of a cache, links with the members that they would lead to.
+It is read from beginning to end, and nothing in it is used as a path: names are compared with the
+layout of a cache, links with the members that they would lead to.
 """
 
 from __future__ import annotations
@@ -9,16 +9,22 @@ from __future__ import annotations
 import posixpath
 import tarfile
 from collections.abc import Iterator
-from functools import partial
 from typing import IO, Literal, NamedTuple
 
 from vlmcache.cache import layout
+from vlmcache.cache.hashing import BLOCK
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.cache.scan_repo import parse_listing
 from vlmcache.cache.state import TreeFile
-from vlmcache.commands.backup.compression import opened
-from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, problem_of
-from vlmcache.commands.backup.tar import BLOCK, FORMS, TAR_ERRORS, Archive, Header
+from vlmcache.commands.backup.compression import decompressed
+from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, restore_problem
+from vlmcache.commands.backup.tar import (
+    FORMS,
+    TAR_ERRORS,
+    LimitedArchive,
+    LimitedHeader,
+    member_content,
+)
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.errors import reason_of
 from vlmcache.units import short_text
@@ -29,12 +35,12 @@ _LISTING_LIMIT = 64_000_000
 _LISTINGS_LIMIT = 256_000_000
 """Bytes of all listings and refs together."""
 _FOLDERS = [[layout.BLOBS], [layout.REFS], [layout.TREES], [layout.SNAPSHOTS]]
-"""What is below a repo's own folder, and not below the one of its locks."""
+"""Folders in a repo's own folder, which are not in the folder of its locks."""
 _LINKS = frozenset({tarfile.SYMTYPE, tarfile.LNKTYPE})
 
 
-class _AnyHeader(Header):
-    """A header of an archive that may hold folders, pipes and the like, which are left out."""
+class _AnyHeader(LimitedHeader):
+    """A header of an archive that may hold folders, pipes and the like; they are left out."""
 
     def _check_kind(self) -> None:
         pass
@@ -44,29 +50,32 @@ class Where(NamedTuple):
     """Where a content is in a tar."""
 
     number: int
-    """Of the member, from 0."""
+    """Number of its member, from 0."""
     offset: int
-    """Of its first byte, in a tar that is not compressed."""
+    """Offset of its first byte in a tar that is not compressed."""
     size: int
+    """Its bytes."""
 
 
 class PlainReader:
     """A tar that is read once. Use it as a context manager.
 
     Args:
-        stream: where from; it need not be seekable.
+        stream: the tar, which need not be seekable.
 
     Raises:
         BackupError: it is not a tar.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
-        stream, compression = opened(stream)
+        stream, compression = decompressed(stream)
         self.form = FORMS[compression]
         self._stream = stream
         mode: Literal["r:", "r|"] = "r:" if stream.seekable() else "r|"
         try:
-            self._tar = Archive.open(fileobj=stream, mode=mode, bufsize=BLOCK, tarinfo=_AnyHeader)
+            self._tar = LimitedArchive.open(
+                fileobj=stream, mode=mode, bufsize=BLOCK, tarinfo=_AnyHeader
+            )
         except TAR_ERRORS as error:
             raise BackupError(f"not a tar: {reason_of(error)}") from error
 
@@ -86,12 +95,12 @@ class PlainReader:
                 return
             if number == _MOST_MEMBERS:
                 raise BackupError(f"the tar has more than {_MOST_MEMBERS:,} members")
-            # tarfile remembers each, and a tar can have any number of them.
+            # tarfile keeps them all, and a tar can have any number of them.
             self._tar.members.clear()  # type: ignore[attr-defined]
             yield info
 
     def _check_end(self) -> None:
-        # tarfile takes a tar that ends too early for a complete one; a compressed one shows it.
+        # tarfile does not notice that a tar ends too early; the compression does, if there is one.
         if self._stream.seekable():
             self._stream.seek(self._tar.offset)
             if self._stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -101,15 +110,9 @@ class PlainReader:
         """Yield the content of the member that came last.
 
         Raises:
-            BackupError: the tar ends before it does.
+            BackupError: the tar ends within it.
         """
-        stream = self._tar.extractfile(info)
-        if stream is None:
-            return
-        try:
-            yield from iter(partial(stream.read, BLOCK), b"")
-        except tarfile.TarError as error:
-            raise BackupError(f"the tar ends within {short_text(info.name)}") from error
+        return member_content(self._tar, info)
 
     def close(self) -> None:
         """Leave the stream alone from here on."""
@@ -117,21 +120,21 @@ class PlainReader:
 
 
 class _Repo:
-    """What was found of a repo."""
+    """The parts of a repo that a tar holds."""
 
     def __init__(self) -> None:
         self.refs: dict[str, str] = {}
         self.trees: dict[str, dict[str, TreeFile]] = {}
         self.links: dict[str, dict[str, str]] = {}
-        """Commit -> file -> blob that its link names."""
+        """Commit -> file name -> blob that its link names."""
         self.copies: dict[str, dict[str, Where]] = {}
-        """Commit -> file that is in the place of a link -> where it is."""
+        """Commit -> name of a file in the place of a link -> where its content is."""
         self.blobs: dict[str, str] = {}
         """Etag -> name of the member."""
 
 
 class PlainIndex:
-    """What a tar of a hub cache holds, from one reading of it.
+    """The contents of a tar of a hub cache, from one reading of it.
 
     Args:
         reader: the tar, at its beginning.
@@ -145,20 +148,22 @@ class PlainIndex:
         self._links: dict[str, str] = {}
         """Name of a member that is a link -> name of the one that it leads to."""
         self._roots: dict[str, str] = {}
-        self._found: dict[str, _Repo] = {}
+        """Folder of a repo -> the folder in the tar that it is in."""
+        self._repos: dict[str, _Repo] = {}
         self._read = 0
+        """Bytes of refs and listings that were read."""
         self.where: dict[str, Where] = {}
-        """Hash -> where a content of it should be."""
+        """Hash -> where the content with it should be."""
         for number, info in enumerate(reader.members()):
             self._add(number, info, reader)
         self.repos = tuple(
             saved
-            for folder, repo in sorted(self._found.items())
+            for folder, repo in sorted(self._repos.items())
             if (saved := self._saved(folder, repo)) is not None
         )
         if not self.repos:
             raise BackupError("neither a backup of vlmcache nor a tar of a hub cache")
-        for problem in filter(None, map(problem_of, self.repos)):
+        for problem in filter(None, map(restore_problem, self.repos)):
             raise BackupError(f"the tar must not be restored: {problem}")
 
     def _add(self, number: int, info: tarfile.TarInfo, reader: PlainReader) -> None:
@@ -179,9 +184,9 @@ class PlainIndex:
             below = parts[at + 1 : at + 2]
             if kind is None or not layout.is_repo_id(kind[1]) or below not in _FOLDERS:
                 continue
-            # Of two caches in one tar, the first one that has a repo counts for it.
+            # If two caches in one tar have the same repo, the first one counts.
             if self._roots.setdefault(part, "/".join(parts[:at])) == "/".join(parts[:at]):
-                repo = self._found.setdefault(part, _Repo())
+                repo = self._repos.setdefault(part, _Repo())
                 self._add_to(repo, parts[at + 1 :], info, where, reader)
             return
 
@@ -225,7 +230,7 @@ class PlainIndex:
         return b"".join(reader.blocks(info))
 
     def _target(self, name: str) -> Where | None:
-        """Return where the file is that a member is or leads to, over a few links."""
+        """Return where the content of a member is, or of the member that a few links lead to."""
         for _ in range(4):
             if name in self._files:
                 return self._files[name]
@@ -245,9 +250,9 @@ class PlainIndex:
                 if listed is not None and layout.is_etag(listed.etag):
                     places.setdefault(listed.etag, where)
                     files[file] = listed.etag
-            here = {file: etag for file, etag in sorted(files.items()) if etag in places}
-            if here and layout.COMMIT.fullmatch(commit) is not None:
-                snapshots[commit] = here
+            present = {file: etag for file, etag in sorted(files.items()) if etag in places}
+            if present and layout.COMMIT.fullmatch(commit) is not None:
+                snapshots[commit] = present
         for etag, where in places.items():
             self.where.setdefault(etag, where)
         if not snapshots:

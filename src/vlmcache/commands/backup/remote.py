@@ -26,7 +26,7 @@ from vlmcache.errors import UsageError, VlmcacheError, reason_of
 from vlmcache.installing import install_extra
 
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs"})
-"""Protocols whose objects appear when they are committed; their client can also discard them."""
+"""Protocols whose objects appear when they are committed, and whose clients can discard them."""
 _PART = 16 << 20
 _MOST_PARTS = 9000
 """S3 allows 10,000 parts of an object (Amazon S3's user guide, "Multipart upload limits")."""
@@ -48,7 +48,7 @@ class Remote:
 
     def __init__(self, address: str) -> None:
         self.shown = without_password(address)
-        """The place in words."""
+        """The place as it is shown."""
         self._protocol = address.partition("://")[0]
         with self._failures():
             from fsspec.core import url_to_fs
@@ -58,7 +58,7 @@ class Remote:
         kinds = self._fs.protocol
         self._atomic = bool(_ATOMIC.intersection([kinds] if isinstance(kinds, str) else kinds))
         self.workers = 4 if self._fs.async_impl else 1
-        """How many files are best read or written at once."""
+        """The best number of files to read or write at once."""
 
     def names(self, folder: str) -> dict[str, int]:
         """Return name -> length in bytes of all files below a folder, temporaries left out.
@@ -70,8 +70,8 @@ class Remote:
         with self._failures(), contextlib.suppress(FileNotFoundError):
             self._fs.invalidate_cache()
             entries = self._fs.find(self._path(folder), detail=True)
-        begin = len(self._root.lstrip("/")) + 1
-        sizes = {name.lstrip("/")[begin:]: entry["size"] or 0 for name, entry in entries.items()}
+        root = len(self._root.lstrip("/")) + 1
+        sizes = {name.lstrip("/")[root:]: entry["size"] or 0 for name, entry in entries.items()}
         return {
             name: size
             for name, size in sizes.items()
@@ -82,7 +82,7 @@ class Remote:
         return f"{self._root}/{name}" if name else self._root
 
     def is_empty(self) -> bool:
-        """Return whether nothing is there but temporaries.
+        """Return whether the place holds nothing but temporaries.
 
         Raises:
             PlaceError: it cannot be reached.
@@ -96,7 +96,7 @@ class Remote:
         return all(layout.is_temporary(path.rpartition("/")[2]) for path in others)
 
     def tidy(self) -> None:
-        """Do nothing: who else writes there, and since when, is not known everywhere."""
+        """Do nothing: whether somebody still writes a temporary is not known in every place."""
 
     def read(self, name: str, limit: int) -> bytes | None:
         """Return a small file's content, `None` if there is none.
@@ -114,27 +114,28 @@ class Remote:
 
     @contextlib.contextmanager
     def reading(self, name: str, size: int) -> Iterator[IO[bytes]]:
-        """Open a file of a known length, in which one can seek. Reading it raises `PlaceError`.
+        """Open a file of a known length, which is seekable.
 
-        Raises:
+        Reading it raises:
             BackupError: it is missing.
+            PlaceError: it cannot be reached.
         """
         path = self._path(name)
 
-        def wait_for(fetched: Callable[[], bytes]) -> bytes:
+        def wait_for(result: Callable[[], bytes]) -> bytes:
             with self._failures():
                 try:
-                    return fetched()
+                    return result()
                 except FileNotFoundError:
                     raise BackupError(f"missing: {self.shown}: {name}") from None
 
         def fetch(start: int, end: int) -> Callable[[], bytes]:
-            fetched: Callable[[], bytes] = partial(self._fs.cat_file, path, start=start, end=end)
+            result: Callable[[], bytes] = partial(self._fs.cat_file, path, start=start, end=end)
             if self._fs.async_impl:
-                # fsspec's documented way to ask for several things at once.
+                # This is how fsspec's documentation runs several requests at once.
                 coroutine = self._fs._cat_file(path, start=start, end=end)  # noqa: SLF001
-                fetched = asyncio.run_coroutine_threadsafe(coroutine, self._fs.loop).result
-            return partial(wait_for, fetched)
+                result = asyncio.run_coroutine_threadsafe(coroutine, self._fs.loop).result
+            return partial(wait_for, result)
 
         with io.BufferedReader(_Ranged(fetch, size), 1 << 20) as stream:
             yield stream
@@ -185,10 +186,10 @@ class Remote:
                 else:
                     self._fs.mv(temporary, path)
         except BaseException:
-            # Whatever this raises, the first failure is the one to report.
+            # The first failure is the one to report, whatever else fails.
             with contextlib.suppress(Exception):
                 if self._atomic:
-                    # Unless it is closed, its end would upload it.
+                    # An open file would be uploaded by its destructor.
                     file.closed = True
                     file.discard()
                 else:
@@ -198,13 +199,13 @@ class Remote:
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
-        """Turn what any client raises into an error of one line."""
+        """Turn the exceptions of all clients into errors of one line."""
         try:
             yield
         except VlmcacheError:
             raise
         except ImportError as error:
-            # Of others, fsspec's own words.
+            # For other protocols, fsspec says what to install.
             s3 = self._protocol in ("s3", "s3a")
             raise UsageError(
                 f"{self._protocol}:// needs a package that is not installed",
@@ -230,7 +231,7 @@ def _first_line(error: Exception) -> str:
 
 
 class _Writer:
-    """A remote file as tarfile wants it, with our errors."""
+    """A remote file that tarfile can write to, with errors of this package."""
 
     def __init__(self, file: Any, failures: Callable[[], AbstractContextManager[None]]) -> None:
         self._file = file
@@ -239,7 +240,7 @@ class _Writer:
         """Bytes that were written."""
 
     def write(self, block: bytes) -> int:
-        """Write all of it."""
+        """Write all of a block."""
         with self._failures():
             self._file.write(block)
         self.count += len(block)
@@ -250,7 +251,7 @@ class _Ranged(io.RawIOBase):
     """Reads by ranges: small ones at first, then longer ones, several ahead of the reader.
 
     Args:
-        fetch: begins to fetch a range of bytes, and returns how to wait for it.
+        fetch: begins to fetch a range of bytes, and returns a function that waits for it.
         size: the file's length in bytes.
     """
 
@@ -273,13 +274,13 @@ class _Ranged(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position."""
+        """Move to a position, and return it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = max(0, base + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Read the next bytes that have come, at least one except at the end."""
+        """Read the next bytes that have arrived; at least one, except at the end."""
         if self._position >= self._size:
             return 0
         within = self._position - self._start
@@ -292,7 +293,7 @@ class _Ranged(io.RawIOBase):
         return count
 
     def _advance(self) -> None:
-        """Wait for the block that begins at the position."""
+        """Wait for the block that begins at the current position."""
         if self._position != self._start + len(self._block):
             self._coming.clear()
             self._next, self._length = self._position, _FIRST_RANGE
@@ -309,7 +310,7 @@ class _Ranged(io.RawIOBase):
 
 
 def reading_stream(source: str) -> AbstractContextManager[IO[bytes]]:
-    """Return the file or address of a tar stream, or stdin, open for reading.
+    """Open a tar stream for reading: a file, an address, or stdin.
 
     Raises:
         PlaceError: the address cannot be reached.
@@ -333,7 +334,7 @@ Place = Folder | Remote
 
 
 def open_place(place: str) -> Place:
-    """Return the place that a path of a folder or an address of fsspec means.
+    """Return the place at a folder's path or at an address of fsspec.
 
     Raises:
         PlaceError: the address makes no sense, or its package is not installed.

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from vlmcache import units
 from vlmcache.cache import layout
@@ -44,7 +44,7 @@ from vlmcache.threads import each
 
 _REF_LIMIT = 4096
 _WORKERS = 4
-"""Contents of a tar that are read at once, if it is not compressed."""
+"""How many contents of a tar that is not compressed are read at once."""
 
 
 def restore(
@@ -54,16 +54,17 @@ def restore(
     options: RestoreOptions | None = None,
     progress: Progress | None = None,
 ) -> Restored:
-    """Bring a backup back into the cache, every byte compared with its hash before it counts.
+    """Restore a backup into the cache. Every byte is compared with its hash before it counts.
 
-    Good blobs that are there already are skipped, so that an interrupted restore continues; from a
-    store within a blob too. Refs come last; one that names another commit here stays unless
-    `overwrite`. Damage to one repo of a store does not keep the others from being restored.
+    Good blobs that are in the cache already are skipped, so that an interrupted restore continues;
+    from a store, it continues within a blob too. Refs come last; one that names another commit in
+    the cache stays unless `overwrite`. Damage to one repo of a store does not keep the others from
+    being restored.
 
     Args:
         session: the hub cache, and the configuration whose keys count.
-        source: a store or a tar stream, as of `backup`, or `-` for stdin. How a stream is
-            compressed shows in its first bytes.
+        source: a store or a tar stream, as for `backup`, or `-` for stdin. The first bytes of a
+            stream show how it is compressed.
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
         options: whether to overwrite refs, and whether only to plan.
         progress: shows the progress.
@@ -71,7 +72,7 @@ def restore(
     Raises:
         CacheError: names in it differ only by case, and the cache's filesystem ignores that.
         BackupError: it is not a backup, or a damaged or hostile one. Blobs that were complete
-            before that was found stay; no ref leads to anything that is missing.
+            before stay; no ref leads to anything that is missing.
         PlaceError: the source cannot be reached or read.
         SpaceError: the disk has too little room.
         UnknownModelError: nothing of that name is in the backup.
@@ -120,17 +121,17 @@ def restore(
 
 
 class OpenBackup(NamedTuple):
-    """A backup, open for reading: one of reader and store, and what is asked for of it."""
+    """A backup that is open for reading (a reader, a store or a plain tar), and what to restore."""
 
     repos: list[SavedRepo]
     reader: tar.Reader | None = None
     store: Store | None = None
     plain: TarContents | None = None
-    """A tar that tar itself made of a hub cache."""
+    """A hub cache packed by tar itself."""
 
     @property
     def form(self) -> Form:
-        """What it is."""
+        """The kind of backup."""
         tarred = self.reader or self.plain
         return "store" if tarred is None else tarred.form
 
@@ -158,7 +159,7 @@ def _opened(source: str, config: Config, names: Sequence[str]) -> Iterator[OpenB
                 raise
             if source == STREAM:
                 raise BackupError(
-                    f"{error.message}; what tar made of a hub cache is not read from stdin",
+                    f"{error.message}; a hub cache packed by tar cannot be read from stdin",
                     "name the file itself",
                 ) from error
             plain = stack.enter_context(contextlib.closing(TarContents(source)))
@@ -199,7 +200,7 @@ def _plan(cache_dir: str, repos: Iterable[SavedRepo], *, overwrite: bool) -> Pla
 
 
 def _needs(repos: Iterable[SavedRepo]) -> Needs:
-    """Return what the filesystem of the cache has to take."""
+    """Return the names and the largest size that the cache's filesystem must allow."""
     repos = list(repos)
     names = [
         f"{repo.folder}/{layout.SNAPSHOTS}/{commit}/{file}"
@@ -213,7 +214,7 @@ def _needs(repos: Iterable[SavedRepo]) -> Needs:
 
 
 def _reasons(tree: CacheTree, paths: Mapping[str, SavedBlob]) -> dict[str, tuple[SavedBlob, str]]:
-    """Return path -> blob and why it has to be restored, of those that are missing or damaged."""
+    """Return path -> blob and why it has to be restored; good blobs are left out."""
     sizes = {path: change_place.file_size(path) for path in paths}
     checks = [Check(path, blob.hash) for path, blob in paths.items() if sizes[path] == blob.size]
     answers = hash_all(checks, opener=tree.open_content)
@@ -226,7 +227,7 @@ def _reasons(tree: CacheTree, paths: Mapping[str, SavedBlob]) -> dict[str, tuple
 
 
 class _Slot(NamedTuple):
-    """A blob of a repo."""
+    """A place for a content: a blob of a repo."""
 
     arrivals: Arrivals
     name: str
@@ -241,7 +242,7 @@ class _Slot(NamedTuple):
 
 
 class Restorer:
-    """Carries a plan of a restore out."""
+    """Carries out the plan of a restore."""
 
     def __init__(self, cache_dir: str, saved: OpenBackup, plan: Plan, progress: Progress) -> None:
         self.cache_dir = cache_dir
@@ -284,8 +285,8 @@ class Restorer:
                     self._from_plain(self.saved.plain, moved)
                 elif self.saved.store is not None:
                     store = self.saved.store
-                    source = partial(_from_store, store, store.blobs())
-                    self._from_store(source, store.place.workers, moved, lambda _: 0)
+                    source = partial(_blocks_of_store, store, store.blobs())
+                    self._from_contents(source, store.place.workers, moved, lambda _: 0)
         except OSError as error:
             raise change_place.disk_failure(error, self.cache_dir) from error
         return Receipt(tuple(self.outcomes), fetched=sum(self.taken.values()))
@@ -308,25 +309,25 @@ class Restorer:
                 yield from blocks
 
         def order(blob_hash: str) -> int:
-            # What is compressed is read once, in its own order.
+            # A compressed tar is read once, in its own order.
             return plain.where[blob_hash].number if plain.streamed else 0
 
-        self._from_store(source, 1 if plain.streamed else _WORKERS, moved, order)
+        self._from_contents(source, 1 if plain.streamed else _WORKERS, moved, order)
 
-    def _from_store(
+    def _from_contents(
         self,
         source: Callable[[SavedBlob, int], Iterator[bytes]],
         workers: int,
         moved: Callable[[str, int], None],
         order: Callable[[str], int],
     ) -> None:
-        """Put each content of a store where it belongs.
+        """Restore contents that can be read in any order, by their hashes.
 
         Args:
             source: returns a content from an offset on.
             workers: how many are read at once.
             moved: is called with blob paths and how many of their bytes are there.
-            order: returns what a content's hash is sorted by, before its length.
+            order: returns the sort key of a content's hash, which comes before its length.
         """
         slots: dict[str, list[_Slot]] = {}
         for arrivals in self.arrivals:
@@ -344,15 +345,15 @@ class Restorer:
         self,
         stored: Callable[[SavedBlob, int], Iterator[bytes]],
         moved: Callable[[str, int], None],
-        same: list[_Slot],
+        slots: list[_Slot],
     ) -> None:
-        """Put one content wherever it belongs; it is transferred once."""
+        """Put one content into all of its slots; it is transferred once."""
         copy: str | None = None
-        # What is there already comes first, so that the others are copied from it.
-        for slot in sorted(same, key=lambda slot: slot.path in self.wanted):
+        # Slots that have it already come first, so that the others are copied from them.
+        for slot in sorted(slots, key=lambda slot: slot.path in self.wanted):
             source = partial(stored, slot.blob)
             if copy is not None:
-                source = partial(_from_file, self.tree, copy)
+                source = partial(_blocks_of_file, self.tree, copy)
             try:
                 taken = slot.arrivals.fetch(
                     slot.name,
@@ -368,7 +369,7 @@ class Restorer:
                 copy = copy or slot.arrivals.content(slot.name)
 
     def _finish(self, arrivals: Arrivals) -> None:
-        """Write the refs of a repo, if all its blobs are there, and say what was done."""
+        """Write the refs of a repo, if all its blobs are there, and record the outcomes."""
         paths = [arrivals.path(name) for name in arrivals.repo.blobs]
         for path in paths:
             error = self.failed.get(path)
@@ -396,25 +397,28 @@ class Restorer:
 
 
 def _ref_now(tree: CacheTree, path: str) -> str | None:
-    """Return what a ref holds now; `None` if it cannot be read."""
+    """Return the content of a ref; `None` if it cannot be read."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return tree.read(path, _REF_LIMIT).decode().strip()
     return None
 
 
-def _from_file(tree: CacheTree, path: str, start: int) -> Iterator[bytes]:
+def _blocks_of_file(tree: CacheTree, path: str, start: int) -> Iterator[bytes]:
     with os.fdopen(tree.open_content(path), "rb", buffering=0) as file:
-        file.seek(start)
-        yield from iter(partial(file.read, BLOCK), b"")
+        yield from _blocks(file, start)
 
 
-def _from_store(
+def _blocks_of_store(
     store: Store, sizes: Mapping[str, int], blob: SavedBlob, start: int
 ) -> Iterator[bytes]:
     name = blob_name(blob.hash)
     if sizes.get(blob.hash) != blob.size:
-        what = "has the wrong length" if blob.hash in sizes else "is missing"
-        raise BackupError(f"the store is damaged: {name} {what}: {store.place.shown}")
+        problem = "has the wrong length" if blob.hash in sizes else "is missing"
+        raise BackupError(f"the store is damaged: {name} {problem}: {store.place.shown}")
     with store.place.reading(name, blob.size) as file:
-        file.seek(start)
-        yield from iter(partial(file.read, BLOCK), b"")
+        yield from _blocks(file, start)
+
+
+def _blocks(file: IO[bytes], start: int) -> Iterator[bytes]:
+    file.seek(start)
+    yield from iter(partial(file.read, BLOCK), b"")

@@ -1,13 +1,13 @@
-"""A store: contents by their hashes, and what each revision is made of, shared by many machines.
+"""A store: contents by their hashes, and the files of each revision, shared by many machines.
 
-    vlmcache-store.json                             that it is one, and of which form
-    blobs/<hh>/<hash>                               contents; hh are the first two letters
+    vlmcache-store.json                             marks a store, and names its form
+    blobs/<hh>/<hash>                               contents; hh is the beginning of the hash
     repos/<folder>/<commit>/<sha256 of it>.json     files of a revision that some machine had
     repos/<folder>/refs/<ref>                       a commit; the ref's name percent-encoded
 
 Nothing but a ref ever changes, and nothing is removed. A revision is the union of its manifests, so
-that two machines that save different files of it at the same time need not know of each other.
-Contents come first, then manifests, then refs: what is interrupted leaves waste, and nothing wrong.
+that two machines can save different files of it at the same time without knowing of each other.
+Contents come first, then manifests, then refs: an interrupted backup leaves waste, but no error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from vlmcache.cache import layout
 from vlmcache.cache.hashing import BLOCK, Opener, new_hash
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.cache.state import TreeFile
-from vlmcache.commands.backup.contents import RestoreSelection, SavedBlob, SavedRepo, problem_of
+from vlmcache.commands.backup.contents import (
+    RestoreSelection,
+    SavedBlob,
+    SavedRepo,
+    restore_problem,
+)
 from vlmcache.commands.backup.remote import Place
 from vlmcache.commands.backup.values import BackupError, damaged
 from vlmcache.errors import UsageError, reason_of
@@ -45,31 +50,34 @@ _REF_LIMIT = 100
 _LONGEST_NAME = 240
 """Bytes of a file's name that every filesystem takes, a temporary's ending included."""
 _SMALL = 8
-"""How many small things are asked for at once where that helps."""
+"""How many small files are read or written at once, if the place can do several."""
 _BLOB = re.compile(r"blobs/([0-9a-f]{2})/(\1(?:[0-9a-f]{38}|[0-9a-f]{62}))")
 _MANIFEST = re.compile(r"repos/([^/]+)/([0-9a-f]{40})/([0-9a-f]{64})\.json")
 _REF = re.compile(r"repos/([^/]+)/refs/([^/]+)")
 
 
 class StoredFile(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A file of a revision. blob is its blob's name in a cache where that is not the hash."""
+    """A file of a revision."""
 
     size: int
     hash: str
     blob: str | None = None
+    """The name of its blob in a cache, if that is not the hash."""
 
 
 class RevisionManifest(msgspec.Struct, frozen=True):
-    """What one machine had of a revision, and the Hub's listing of it if it had that."""
+    """The files of a revision that one machine had."""
 
     type: str
     id: str
     commit: str
     files: dict[str, StoredFile]
+    """File name -> file."""
     tree: dict[str, TreeFile] | None
+    """The Hub's listing of the revision, if the machine had it."""
 
     def encode(self) -> bytes:
-        """Return the bytes that are kept, the same for the same revision on every machine."""
+        """Return the bytes that are stored, which are the same on every machine."""
         return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1)
 
     @property
@@ -78,7 +86,7 @@ class RevisionManifest(msgspec.Struct, frozen=True):
         return layout.repo_folder(self.type, self.id)
 
     def covers(self, other: RevisionManifest) -> bool:
-        """Return whether all that another one says is said here."""
+        """Return whether this one holds everything that another one does."""
         same_tree = other.tree is None or other.tree == self.tree
         return same_tree and other.files.items() <= self.files.items()
 
@@ -88,7 +96,7 @@ class _Marker(msgspec.Struct):
 
 
 class Upload(NamedTuple):
-    """A content to be saved, and the file that has it."""
+    """A content to be saved, and a file that has it."""
 
     blob: SavedBlob
     source: str
@@ -96,7 +104,7 @@ class Upload(NamedTuple):
 
 
 def blob_name(blob_hash: str) -> str:
-    """Return where the content with a hash is kept."""
+    """Return the name under which the content with a hash is stored."""
     return f"{BLOBS}/{blob_hash[:2]}/{blob_hash}"
 
 
@@ -104,7 +112,7 @@ class Store:
     """A store in some place.
 
     Args:
-        place: where it is.
+        place: the place that it is in.
         stop_token: stops the work.
     """
 
@@ -113,30 +121,30 @@ class Store:
         self.stop_token = stop_token
 
     def check(self) -> None:
-        """Make sure that there is a store.
+        """Make sure that the place holds a store.
 
         Raises:
-            UsageError: it is not a store.
-            BackupError: it is a store of another form.
+            UsageError: it does not.
+            BackupError: the store is of another form.
         """
         if not self._is_marked():
             raise UsageError(f"not a store of vlmcache: {self.place.shown}", f"{MARKER} is missing")
 
     def create(self, *, dry_run: bool) -> None:
-        """Make sure that there is a store, and make one if the place is empty.
+        """Make sure that the place holds a store; make one if the place is empty.
 
         Args:
             dry_run: write nothing.
 
         Raises:
             UsageError: the place holds something else.
-            BackupError: it is a store of another form.
+            BackupError: the store is of another form.
         """
         if self._is_marked():
             if not dry_run:
                 self.place.tidy()
             return
-        # Another machine may have made it just now.
+        # Another machine may have made the store in between.
         if not self.place.is_empty() and not self._is_marked():
             raise UsageError(
                 f"neither a store nor empty: {self.place.shown}", "name a new folder in it"
@@ -158,7 +166,7 @@ class Store:
             raise BackupError(f"a store of another form: {form}", "a newer vlmcache may know it")
         return True
 
-    # What the store has.
+    # Reading.
 
     def _files(self, folder: str, form: re.Pattern[str]) -> Iterator[tuple[re.Match[str], int]]:
         """Yield the name, matched, and the length of each file of a form below a folder."""
@@ -172,14 +180,14 @@ class Store:
         return {match[2]: size for match, size in self._files(BLOBS, _BLOB)}
 
     def folders(self) -> list[str]:
-        """Return the folders of the repos of which something is there."""
+        """Return the folders of the repos in the store."""
         return sorted({match[1] for match, _ in self._files(REPOS, _MANIFEST)})
 
     def refs(self, folders: Collection[str]) -> dict[str, dict[str, str]]:
         """Return folder -> ref -> commit.
 
         Raises:
-            BackupError: a ref could not be one.
+            BackupError: a ref is damaged.
         """
         names = {
             match.string: (match[1], unquote(match[2], errors="replace"))
@@ -200,10 +208,10 @@ class Store:
         return {folder: dict(sorted(refs.items())) for folder, refs in by_folder.items()}
 
     def manifests(self, folders: Collection[str]) -> dict[str, list[RevisionManifest]]:
-        """Return folder -> what is known of its revisions, whoever saved it.
+        """Return folder -> the manifests of its revisions.
 
         Raises:
-            BackupError: one is not what its own name and its folder's say.
+            BackupError: one does not match its own name and its folder's.
         """
         names = {}
         total = 0
@@ -242,36 +250,36 @@ class Store:
         each(names, work, 1 if self.place.workers == 1 else _SMALL, self.stop_token)
 
     def repos(self, selection: RestoreSelection) -> list[SavedRepo]:
-        """Return what the store has of some repos.
+        """Return some repos as they are in the store.
 
         Args:
             selection: the repos, by their folders.
 
         Raises:
-            BackupError: it must not be restored.
+            BackupError: one must not be restored.
         """
-        # Refs first: whatever they name was there before them.
+        # Refs first: the manifests of their commits were there before them.
         refs = self.refs(list(selection))
         manifests = self.manifests(list(selection))
         repos = [union(manifests[folder], refs[folder]) for folder in selection]
-        for problem in filter(None, map(problem_of, repos)):
+        for problem in filter(None, map(restore_problem, repos)):
             raise BackupError(
                 f"the store must not be restored: {problem}",
                 "other models can be restored by name",
             )
         return repos
 
-    # What is added.
+    # Adding.
 
     def save(self, uploads: Sequence[Upload], moved: Callable[[str, int], None]) -> None:
-        """Save contents, each hashed on its way.
+        """Save contents, each of which is hashed on the way.
 
         Args:
             uploads: the contents.
-            moved: is called with the sources and how many of their bytes are there.
+            moved: is called with paths of sources and how many of their bytes were saved.
 
         Raises:
-            BackupError: a file is not what its hash says; nothing is there under that hash.
+            BackupError: a file is not what its hash says; nothing is saved under that hash.
             OSError: a file cannot be read.
             PlaceError: the place cannot be written.
         """
@@ -289,7 +297,7 @@ class Store:
         each(longest_first, save, self.place.workers, self.stop_token)
 
     def is_good(self, blob: SavedBlob, moved: Callable[[int], None]) -> bool:
-        """Return whether a content is what its hash says: all of it is read.
+        """Return whether a stored content is what its hash says; all of it is read.
 
         Raises:
             PlaceError: it cannot be reached.
@@ -304,7 +312,7 @@ class Store:
         moved: Callable[[int], None],
         copy: IO[bytes] | None = None,
     ) -> bool:
-        """Return whether what a source has is what a hash says, and write it to a copy."""
+        """Return whether a source's content is what the hash says, and write it to a copy."""
         digest = new_hash(blob.hash, blob.size)
         position = 0
         # A file that grows as fast as it is read would never end.
@@ -318,7 +326,7 @@ class Store:
         return position == blob.size and digest.hexdigest() == blob.hash
 
     def describe(self, manifests: Iterable[RevisionManifest]) -> None:
-        """Keep manifests, whose contents are all there.
+        """Write manifests whose contents are all in the store.
 
         Raises:
             PlaceError: the place cannot be written.
@@ -335,7 +343,7 @@ class Store:
             stream.write(content)
 
     def write_ref(self, folder: str, ref: str, commit: str) -> None:
-        """Let a ref name a commit, whose manifests are there.
+        """Let a ref name a commit whose manifests are in the store.
 
         Raises:
             PlaceError: the place cannot be written.
@@ -351,15 +359,19 @@ def _ref_path(folder: str, ref: str) -> str:
 
 
 def ref_names(repos: Iterable[SavedRepo]) -> list[str]:
-    """Return where a store keeps the refs of repos: the only names in it that others choose."""
+    """Return the names of the refs of repos in a store: the only names in it that others choose.
+
+    Raises:
+        BackupError: a ref's name is too long.
+    """
     return [_ref_path(repo.folder, ref) for repo in repos for ref in repo.refs]
 
 
 def revisions_of(repo: SavedRepo) -> list[RevisionManifest]:
-    """Return the manifests of what is to be saved of a repo (pure).
+    """Return the manifests of the revisions of a repo that is to be saved (pure).
 
     Raises:
-        BackupError: a ref's name cannot be kept.
+        BackupError: a ref's name is too long.
     """
     ref_names([repo])
     stored = {
@@ -379,10 +391,14 @@ def revisions_of(repo: SavedRepo) -> list[RevisionManifest]:
 
 
 def union(manifests: Sequence[RevisionManifest], refs: Mapping[str, str]) -> SavedRepo:
-    """Return one repo as all of its manifests together say it is (pure).
+    """Return a repo with the files of all its manifests (pure).
+
+    Args:
+        manifests: the repo's manifests, at least one.
+        refs: the repo's refs.
 
     Raises:
-        BackupError: two of them contradict each other.
+        BackupError: two manifests contradict each other.
     """
     blobs: dict[str, SavedBlob] = {}
     snapshots: dict[str, dict[str, str]] = {}
@@ -408,13 +424,13 @@ def union(manifests: Sequence[RevisionManifest], refs: Mapping[str, str]) -> Sav
 
 def _agree(known: dict[str, Any], key: str, value: object, where: str) -> None:
     if known.setdefault(key, value) != value:
-        raise BackupError(f"two machines saved different things as {where}")
+        raise BackupError(f"two machines saved different contents as {where}")
 
 
 def new_manifests(
     known: Sequence[RevisionManifest], wanted: Sequence[RevisionManifest]
 ) -> list[RevisionManifest]:
-    """Return the manifests that say more than those of the store (pure).
+    """Return the manifests that hold more than those of the store (pure).
 
     Raises:
         BackupError: one contradicts the store.

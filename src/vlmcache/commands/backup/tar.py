@@ -1,7 +1,7 @@
 """One tar stream whose first member says what follows, with the hash of every blob.
 
-The other members mirror the cache, so that any tar can list and unpack it. A restore accepts just
-the members that the manifest promises, in its order, and nothing that a hash does not vouch for.
+The other members mirror the cache, so that any tar can list and unpack it. A restore accepts only
+the members that the manifest promises, in its order, and only content that matches its hash.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import IO, Any, Literal, NamedTuple
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.hashing import new_hash
+from vlmcache.cache.hashing import BLOCK, new_hash
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.change import place
 from vlmcache.commands.backup.arrivals import Arrivals
-from vlmcache.commands.backup.compression import Compressed, Compression, Decompressed, opened
-from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, Saving, problem_of
+from vlmcache.commands.backup.compression import Compressed, Compression, Decompressed, decompressed
+from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, Saving, restore_problem
 from vlmcache.commands.backup.values import BackupError, Form, damaged
 from vlmcache.errors import reason_of
 from vlmcache.units import short_text
@@ -33,13 +33,12 @@ MANIFEST = "vlmcache-backup.json"
 FORMAT = "vlmcache.backup/1"
 _MANIFEST_HASH = "VLMCACHE.sha256"
 """The extended header with the manifest's own hash: in a compressed stream, one wrong byte can
-change the manifest and what it promises alike."""
+change both the manifest and what it promises."""
 _MANIFEST_LIMIT = 256_000_000
 _HEADER_LIMIT = 16_384
-"""Bytes of an extended header: several times the longest name, and not long for tarfile to search.
-"""
+"""The most bytes of an extended header: several times the longest name, and quickly searched."""
 _MOST_EXTENDED = 8
-"""Extended headers of one member, each of which tarfile reads within the one before."""
+"""The most extended headers of one member; tarfile reads each within the one before."""
 _EXTENDED = frozenset(
     {
         tarfile.XHDTYPE,
@@ -50,7 +49,6 @@ _EXTENDED = frozenset(
 )
 TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
 """What tarfile raises for damage; the last two for numbers and letters of a header."""
-BLOCK = 1 << 20
 
 
 class TarManifest(msgspec.Struct, frozen=True):
@@ -77,10 +75,10 @@ def write_tar(
     """Write a backup.
 
     Args:
-        stream: where to; it need not be seekable.
+        stream: the stream to write to, which need not be seekable.
         parts: the repos, in the order of their folders.
         moved: is called with blob paths and how many of their bytes are written.
-        compression: how to compress the stream; not at all if not given.
+        compression: how to compress the stream; it is not compressed if `None`.
 
     Raises:
         BackupError: a blob is not what its hash says.
@@ -93,7 +91,7 @@ def write_tar(
         for name, path in part.sources.items()
     }
     compressed = None if compression is None else Compressed(stream, compression)
-    # tarfile needs no more of it, although its type says so.
+    # tarfile needs no more than this, although its type says so.
     sink: Any = _Sink(stream if compressed is None else compressed)
     with (
         tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as tar,
@@ -128,13 +126,13 @@ def _sha256(content: bytes) -> str:
 
 
 class _Sink:
-    """A stream that cannot be sought in, as tarfile wants it for writing without its own buffer."""
+    """A stream that is not seekable, to which tarfile writes without a buffer of its own."""
 
     def __init__(self, stream: IO[bytes] | Compressed) -> None:
         self.write = stream.write
 
     def tell(self) -> int:
-        """Return where the archive begins, the one thing that it is asked."""
+        """Return where the archive begins; tarfile asks for nothing else."""
         return 0
 
 
@@ -156,7 +154,7 @@ class _Hashed:
         self.position = 0
 
     def read(self, count: int = -1) -> bytes:
-        """Return the next bytes: fewer than asked for at the end only."""
+        """Return the next bytes; fewer than asked for only at the end."""
         block = self._stream.read(count)
         while block and 0 < len(block) < count and (more := self._stream.read(count - len(block))):
             block += more
@@ -208,35 +206,35 @@ def _small(path: str, content: bytes) -> _Member:
 
 
 def _member_name(path: str) -> str:
-    """Return a path in a cache as archives have it: with forward slashes on every system."""
+    """Return a path in a cache with forward slashes, as in archives on every system."""
     return path.replace(os.sep, "/")
 
 
 def _info(path: str, size: int) -> tarfile.TarInfo:
-    # Owner, mode and times of this machine say nothing on another, and would make each backup new.
+    # Owner, mode and times mean nothing on another machine, and would make each backup different.
     info = tarfile.TarInfo(_member_name(path))
     info.size, info.mode, info.mtime = size, 0o644, 0
     return info
 
 
 def _not_ours(problem: str) -> BackupError:
-    """Return the refusal of a tar stream that may be another program's."""
+    """Return the error of a tar stream that another program may have made."""
     error = BackupError(problem)
     error.foreign = True
     return error
 
 
-class Archive(tarfile.TarFile):
-    """An archive whose headers are read as far as they make sense for a backup."""
+class LimitedArchive(tarfile.TarFile):
+    """An archive whose headers are limited to what a backup can need."""
 
     extensions = 0
-    """Extended headers that were read of the next member."""
+    """Extended headers that were read for the next member."""
 
 
-class Header(tarfile.TarInfo):
+class LimitedHeader(tarfile.TarInfo):
     """A header of an archive; tarfile itself reads extended ones of any length into memory."""
 
-    def _proc_member(self, archive: Archive) -> tarfile.TarInfo:
+    def _proc_member(self, archive: LimitedArchive) -> tarfile.TarInfo:
         if self.type in _EXTENDED:
             archive.extensions += 1
             if not 0 <= self.size <= _HEADER_LIMIT or archive.extensions > _MOST_EXTENDED:
@@ -254,31 +252,48 @@ class Header(tarfile.TarInfo):
         raise BackupError(f"the backup holds {short_text(self.name)}, which has holes")
 
 
-class Reader:
-    """A backup that is read from its beginning to its end, once. Use it as a context manager.
-
-    Args:
-        stream: where from; it need not be seekable.
+def member_content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[bytes]:
+    """Yield the content of the member that was read last; nothing if it has none.
 
     Raises:
-        BackupError: it is no backup, or holds what must not be restored.
+        BackupError: the archive ends within it.
+    """
+    stream = archive.extractfile(info)
+    if stream is None:
+        return
+    try:
+        yield from iter(partial(stream.read, BLOCK), b"")
+    except tarfile.TarError as error:
+        raise BackupError(f"the tar ends within {short_text(info.name)}") from error
+
+
+class Reader:
+    """A backup that is read once, from beginning to end. Close it afterwards.
+
+    Args:
+        stream: the backup, which need not be seekable.
+
+    Raises:
+        BackupError: it is not a backup, or holds what must not be restored.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._content_stream, compression = opened(stream)
+        self._content_stream, compression = decompressed(stream)
         self.form = FORMS[compression]
-        """What it is."""
+        """The kind of tar stream."""
         stream = self._content_stream
         try:
-            # If the stream can seek, what need not be restored is not read either.
+            # In a seekable stream, members that need not be restored are skipped.
             mode: Literal["r:", "r|"] = "r:" if stream.seekable() else "r|"
-            self._tar = Archive.open(fileobj=stream, mode=mode, bufsize=BLOCK, tarinfo=Header)
+            self._tar = LimitedArchive.open(
+                fileobj=stream, mode=mode, bufsize=BLOCK, tarinfo=LimitedHeader
+            )
             first = self._tar.next()
             if first is None or first.name != MANIFEST or not first.isreg():
                 raise _not_ours("not a backup of vlmcache: its first member is not a manifest")
             if first.size > _MANIFEST_LIMIT:
                 raise BackupError("not a backup that makes sense: its manifest is too long")
-            content = self._extract(first).read()
+            content = b"".join(member_content(self._tar, first))
             if first.pax_headers.get(_MANIFEST_HASH, digest := _sha256(content)) != digest:
                 raise BackupError("the backup is damaged: its manifest is not what its hash says")
             self.manifest = msgspec.json.decode(content, type=TarManifest)
@@ -289,19 +304,8 @@ class Reader:
         folders = [repo.folder.casefold() for repo in self.manifest.repos]
         if len(set(folders)) < len(folders):
             raise BackupError("the backup names a repo twice")
-        for problem in filter(None, map(problem_of, self.manifest.repos)):
+        for problem in filter(None, map(restore_problem, self.manifest.repos)):
             raise BackupError(f"the backup must not be restored: {problem}")
-
-    def _extract(self, info: tarfile.TarInfo) -> IO[bytes]:
-        stream = self._tar.extractfile(info)
-        assert stream is not None
-        return stream
-
-    def _content(self, info: tarfile.TarInfo) -> bytes:
-        try:
-            return self._extract(info).read()
-        except tarfile.TarError as error:
-            raise BackupError(f"the backup ends within {short_text(info.name)}") from error
 
     def restore(
         self,
@@ -310,11 +314,11 @@ class Reader:
         wanted: frozenset[str],
         moved: Callable[[str, int], None],
     ) -> dict[str, int]:
-        """Read one repo's members, the repos in their order, and restore what is asked for.
+        """Read the members of the next repo, and restore those that are asked for.
 
         Args:
-            repo: of the manifest.
-            arrivals: what is asked for of it, and where it goes; nothing if not given.
+            repo: the repo, of the manifest and in its order.
+            arrivals: the parts that are asked for, and where they go; `None` if none are.
             wanted: names of the blobs that are not there yet.
             moved: is called with blob paths and how many of their bytes are there.
 
@@ -333,7 +337,7 @@ class Reader:
             if member.hash and arrivals is not None and name in arrivals.repo.blobs:
                 taken[name] = arrivals.fetch(
                     name,
-                    partial(self._blocks, info),
+                    partial(self._from_beginning, info),
                     partial(moved, arrivals.path(name)),
                     distrusted=name in wanted,
                     resumed=False,
@@ -341,7 +345,7 @@ class Reader:
         return taken
 
     def check(self, moved: Callable[[str, int], None]) -> None:
-        """Read all of it, and compare every blob with its hash.
+        """Read all of the backup, and compare every blob with its hash.
 
         Args:
             moved: is called with the names of blobs in the archive and how many bytes were read.
@@ -355,7 +359,7 @@ class Reader:
                 if member.hash is None:
                     continue
                 digest, count = new_hash(member.hash, info.size), 0
-                for block in self._blocks(info, 0):
+                for block in self.blocks(info):
                     digest.update(block)
                     count += len(block)
                     moved(info.name, count)
@@ -365,14 +369,14 @@ class Reader:
                     )
 
     def numbers(self) -> Iterator[tuple[int, SavedBlob]]:
-        """Yield the contents that the manifest promises, and the number of each one's member."""
+        """Yield the number of each member with a blob that the manifest promises, and the blob."""
         blobs = {blob.hash: blob for repo in self.manifest.repos for blob in repo.blobs.values()}
         for number, member in enumerate(_members(self.manifest)):
             if member.hash is not None:
                 yield number, blobs[member.hash]
 
     def contents(self) -> Iterator[tuple[str | None, tarfile.TarInfo]]:
-        """Yield each member with the hash of its content, `None` for what holds no blob.
+        """Yield each member with the hash of its content, `None` for one that is not a blob.
 
         Raises:
             BackupError: a member is not what the manifest promises.
@@ -385,23 +389,23 @@ class Reader:
         """Yield the content of the member that came last.
 
         Raises:
-            BackupError: the stream ends before it does.
+            BackupError: the stream ends within it.
         """
-        return self._blocks(info, 0)
+        return member_content(self._tar, info)
 
     def _promised(self, repo: SavedRepo) -> Iterator[tuple[_Member, tarfile.TarInfo]]:
-        """Yield the members of a repo as they come, if they are what the manifest promises."""
+        """Yield the members of a repo as they come, compared with what the manifest promises."""
         for member in _members(TarManifest(FORMAT, (repo,))):
             info = self._next()
             if info is None:
                 raise BackupError(f"the backup ends before {short_text(member.info.name)}")
             _compare(info, member.info)
-            if member.hash is None and info.isreg() and self._content(info) != member.content:
+            if member.content is not None and b"".join(self.blocks(info)) != member.content:
                 raise BackupError(f"not what the manifest promises: {short_text(info.name)}")
             yield member, info
         if repo is not self.manifest.repos[-1]:
             return
-        # What the manifest does not promise is refused.
+        # Members that the manifest does not promise are refused.
         info = self._next()
         if info is not None:
             raise BackupError(
@@ -416,13 +420,9 @@ class Reader:
         except TAR_ERRORS as error:
             raise BackupError(f"the backup is damaged: {reason_of(error)}") from error
 
-    def _blocks(self, info: tarfile.TarInfo, start: int) -> Iterator[bytes]:
-        assert start == 0, "what comes from a stream is never resumed"
-        stream = self._extract(info)
-        try:
-            yield from iter(partial(stream.read, BLOCK), b"")
-        except tarfile.TarError as error:
-            raise BackupError(f"the backup ends within {short_text(info.name)}") from error
+    def _from_beginning(self, info: tarfile.TarInfo, start: int) -> Iterator[bytes]:
+        assert start == 0, "a blob from a stream is never resumed"
+        return self.blocks(info)
 
     def close(self) -> None:
         """Leave the stream alone from here on."""

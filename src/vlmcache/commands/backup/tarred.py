@@ -1,7 +1,7 @@
-"""The contents of a tar by their hashes: of one of ours, or of one that tar made of a hub cache.
+"""The contents of a tar by their hashes: of a backup, or of a hub cache packed by tar itself.
 
-Where it is not compressed, each is read where it is. Otherwise all is read once, if contents are
-asked for in their order.
+In a tar that is not compressed, each content is read where it is. A compressed one is read once if
+its contents are asked for in their order.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import threading
 from collections.abc import Iterator
 from typing import IO
 
+from vlmcache.cache.hashing import BLOCK
 from vlmcache.commands.backup.contents import SavedRepo
 from vlmcache.commands.backup.plain import PlainIndex, PlainReader, Where
 from vlmcache.commands.backup.remote import reading_stream
-from vlmcache.commands.backup.tar import BLOCK, Reader
+from vlmcache.commands.backup.tar import Reader
 from vlmcache.commands.backup.values import BackupError, Form
 
 
@@ -38,7 +39,7 @@ class TarContents:
         self.form: Form
         self.repos: tuple[SavedRepo, ...]
         self.where: dict[str, Where] = {}
-        """Hash -> where its content is."""
+        """Hash -> where the content with it is."""
         try:
             with reading_stream(source) as stream:
                 self._ours = True
@@ -57,7 +58,7 @@ class TarContents:
 
     @property
     def streamed(self) -> bool:
-        """Whether it is compressed, so that it can only be read from its beginning."""
+        """Whether it is compressed, so that it can be read only from its beginning."""
         return self.form != "tar"
 
     def _index_ours(self, stream: IO[bytes]) -> None:
@@ -74,10 +75,10 @@ class TarContents:
 
     @contextlib.contextmanager
     def open(self, blob_hash: str, offset: int = 0) -> Iterator[Iterator[bytes]]:
-        """Yield a content from an offset on; nothing checks it.
+        """Yield a content from an offset on, without comparing it with its hash.
 
         Raises:
-            BackupError: it is not there, or the tar is damaged.
+            BackupError: it is not in the tar, or the tar is damaged.
             OSError: it cannot be read.
         """
         where = self.where.get(blob_hash)
@@ -92,7 +93,7 @@ class TarContents:
             yield _without(self._streamed(where), offset)
 
     def _streamed(self, where: Where) -> Iterator[bytes]:
-        """Yield a content, and an empty piece for each one of those before it."""
+        """Yield a content, and an empty piece for each piece before it."""
         if self._walk is None or self._at >= where.number:
             self._walk, self._at = self._members(), -1
         for number, blocks in self._walk:
@@ -101,10 +102,10 @@ class TarContents:
                 yield block if number == where.number else b""
             if number == where.number:
                 return
-        raise BackupError("the tar is not what it was when it was opened")
+        raise BackupError("the tar has changed since it was opened")
 
     def _members(self) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """Yield the number and content of each member, reading all from the beginning."""
+        """Yield the number and content of each member, from the beginning."""
         with reading_stream(self._source) as stream:
             if self._ours:
                 with contextlib.closing(Reader(stream)) as ours:
@@ -127,7 +128,7 @@ def _upto(stream: IO[bytes], count: int) -> Iterator[bytes]:
 
 
 def _without(blocks: Iterator[bytes], count: int) -> Iterator[bytes]:
-    """Yield what comes after the first bytes, and an empty piece for what is skipped."""
+    """Yield what follows the first bytes, and an empty piece for each that is skipped."""
     for block in blocks:
         skipped, count = min(count, len(block)), max(0, count - len(block))
         yield block[skipped:]

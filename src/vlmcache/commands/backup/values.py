@@ -1,4 +1,4 @@
-"""What `backup` and `restore` are asked for, and what they return."""
+"""The options and the results of `backup` and `restore`."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from vlmcache.units import and_more
 STREAM = "-"
 """The place that means stdin or stdout."""
 Form = Literal["store", "tar", "tar.gz", "tar.zst"]
-"""What a backup is: a store, or one tar stream and how that is compressed."""
+"""The kind of backup: a store, or one tar stream and how that is compressed."""
 MAKE_ROOM = "'vlmcache status' shows what makes room"
 
 
 class BackupError(VlmcacheError):
-    """What is to be backed up is damaged, or a backup cannot be trusted."""
+    """Something to be backed up is damaged, or a backup cannot be trusted."""
 
     code = "bad-backup"
     exit_code = ExitCode.DAMAGE
     foreign = False
-    """Whether another program may have made it: nothing in it says that it is a backup of ours."""
+    """Whether another program may have made it: nothing in it says that it is a backup."""
 
 
 class BackupOptions(msgspec.Struct, frozen=True):
     """How to back up."""
 
     verify: bool = False
-    """Read what was saved already, and write again what is not what its hash says."""
+    """Read everything that was saved already, and write damaged contents again."""
     dry_run: bool = False
     """Write nothing."""
 
@@ -46,7 +46,7 @@ class RestoreOptions(msgspec.Struct, frozen=True):
 
 
 class ChangedRef(msgspec.Struct, frozen=True):
-    """A ref of the store that names another commit now."""
+    """A ref of the store that now names another commit."""
 
     repo: str
     ref: str
@@ -72,16 +72,16 @@ class Backup(Report, frozen=True):
     size: int
     """Length of all blobs in bytes."""
     uploaded: Amount
-    """What was written; content that several repos or files share counts once."""
+    """The content written; what several repos or files share counts once."""
     skipped: Amount
-    """What the store had already, counted in the same way."""
+    """The content that was saved already, counted in the same way."""
     refs: tuple[ChangedRef, ...]
     """Refs of the store that were changed or are new."""
     seconds: float
     left_out: tuple[str, ...] = ()
     """Repos of which nothing could be saved, if no repo was named."""
     dry_run: bool = False
-    """Whether nothing was written: the rest says what would have been."""
+    """Whether nothing was written; the other fields say what would be."""
     form: Form = "store"
 
     @property
@@ -91,12 +91,12 @@ class Backup(Report, frozen=True):
 
     @property
     def problem(self) -> PartlyError | None:
-        """What was left out, or `None` if everything was saved."""
+        """The repos left out, or `None` if everything was saved."""
         if not self.left_out:
             return None
         return PartlyError(
-            "not saved, since it is on a drive that is not mounted, cannot be read or has no "
-            f"snapshot: {', '.join(self.left_out)}",
+            "not saved, because not mounted, not readable or without a snapshot: "
+            f"{', '.join(self.left_out)}",
             "'vlmcache status --all' shows why",
         )
 
@@ -110,7 +110,7 @@ class Restored(Report, frozen=True):
     size: int
     """Length in bytes of all blobs that were asked for."""
     skipped: Amount
-    """What the cache had already."""
+    """The blobs that the cache had already."""
     plan: Plan
     receipt: Receipt | None
     seconds: float
@@ -146,7 +146,8 @@ class Restored(Report, frozen=True):
 
 
 def damaged(path: str) -> BackupError:
-    """Return the error that says that a file of the cache is not what its hash says."""
+    """Return the error of a file of the cache that is not what its hash says."""
     return BackupError(
-        f"damaged, so the backup is not complete: {path}", "'vlmcache verify --repair' repairs it"
+        f"the backup is not complete, because a file is damaged: {path}",
+        "'vlmcache verify --repair' repairs it",
     )
