@@ -196,7 +196,7 @@ class Models:
 
 
 def growth(rate: Rate, at: float, value: int) -> float | None:
-    """Add a number to a rate; return its growth per second, `None` if that cannot be told yet."""
+    """Add a number to a rate; return its growth per second, `None` if it is too early to say."""
     per_second = rate.add(at, value)
     return per_second if rate.seconds >= _LEAST_GAP else None
 
