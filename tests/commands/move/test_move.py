@@ -93,7 +93,7 @@ class Place:
         return self.session._replace(cache=CacheLocation(str(root), "--cache-dir"))
 
     def undo(self) -> MoveReport:
-        return move_command.undo(self.session, str(self.other))
+        return move_command.undo_move(self.session, str(self.other))
 
     def moved(self, *names: str, link: bool = True) -> MoveReport:
         done = self.move(*names, link=link)
@@ -403,7 +403,7 @@ def test_a_disk_that_fills_up_all_the_same_is_reported_and_undo_empties_it(place
         assert error is not None
         assert error.exit_code == ExitCode.SPACE
         assert fingerprint(place.root) == before
-        undone = move_command.undo(place.session, str(small / "hub"))
+        undone = move_command.undo_move(place.session, str(small / "hub"))
         assert undone.problem is None
         left = {path.name for path in (small / "hub").rglob("*") if path.is_file()}
         assert left <= {".huggingface-shared-blobs", f"{XET}.lock"}

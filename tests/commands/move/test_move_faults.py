@@ -74,7 +74,7 @@ class Place:
         return move_command.move(self.session, str(self.other), [REPO], MoveOptions(link=self.link))
 
     def undo(self) -> MoveReport:
-        return move_command.undo(self.session, str(self.other))
+        return move_command.undo_move(self.session, str(self.other))
 
     def again(self) -> None:
         """Move once more: it finishes, or finds that the repo is complete at the other place."""

@@ -155,7 +155,7 @@ class MoveNotes:
                 write_moves(self.cache_dir, noted)
 
 
-def undo_moves(planned: MoveReport, unfinished: Sequence[str], tree: Tree) -> Receipt:
+def take_moves_back(planned: MoveReport, unfinished: Sequence[str], tree: Tree) -> Receipt:
     """Undo unfinished moves, and return what became of each step.
 
     Args:

@@ -31,7 +31,7 @@ from vlmcache.change.plan import Kept, Move, Outcome, PlaceLink, Plan, PutBack, 
 from vlmcache.change.space import FreeSpace
 from vlmcache.change.trash_room import expire
 from vlmcache.change.tree import Tree
-from vlmcache.commands.move.apply import Mover, refusals, repos_in_use, undo_moves
+from vlmcache.commands.move.apply import Mover, refusals, repos_in_use, take_moves_back
 from vlmcache.commands.move.plan import Destination, MoveChoice, plan_move, plan_undo
 from vlmcache.commands.move.survey import (
     check_mounted,
@@ -197,7 +197,7 @@ def check_filesystems(repos: Sequence[Repo], state: CacheState, place: str) -> N
     abilities.check_renames(state.dir, [repo.folder for repo in repos])
 
 
-def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveReport:
+def undo_move(session: Session, destination: str, *, dry_run: bool = False) -> MoveReport:
     """Take back every unfinished move of this cache to a destination.
 
     Args:
@@ -228,7 +228,7 @@ def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveRe
         if tree is not None:
             check_same(target, tree)
             stack.enter_context(refusals(place))
-            receipt = undo_moves(value, target.unfinished(state.dir), tree)
+            receipt = take_moves_back(value, target.unfinished(state.dir), tree)
     repos = tuple(msgspec.structs.replace(repo, state="taken-back") for repo in value.repos)
     return msgspec.structs.replace(
         value, repos=repos, receipt=receipt, seconds=time.monotonic() - begun

@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from vlmcache import units
 from vlmcache.addresses import in_address, is_loopback, parse_address, parse_host
@@ -33,9 +32,6 @@ from vlmcache.home.journal import Journal
 from vlmcache.installing import install_extra
 from vlmcache.progress import Throttle
 from vlmcache.show.text import printable
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _SPARE_FILES = 64
 """Descriptors for all else that a process opens."""
@@ -182,12 +178,7 @@ class Server(contextlib.AbstractContextManager["Server"]):
         self._thread = server.answer_in_thread(self._uvicorn, self._listener)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from types import TracebackType
 
 from vlmcache import log
 from vlmcache.addresses import in_address
@@ -132,10 +131,5 @@ class BlobServer(contextlib.AbstractContextManager["BlobServer"]):
         self._thread.join()
         self._stack.close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

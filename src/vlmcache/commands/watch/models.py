@@ -98,10 +98,8 @@ def _user_of(pid: int) -> str | None:
     return None
 
 
-@functools.cache
-def _name_of(uid: int) -> str:
-    """Return a user's name, for which a directory on the network is asked once only."""
-    return owner_name(uid)
+_name_of = functools.cache(owner_name)
+"""Returns a user's name, for which a directory on the network is asked only once."""
 
 
 class _Judged(NamedTuple):

@@ -1,4 +1,7 @@
-"""`watch` for people: a full screen on a terminal, plain lines elsewhere, JSON per line."""
+"""`watch` for people: a full screen on a terminal, plain lines elsewhere, JSON per line.
+
+Screen and lines show the same rows, and only a view may make these: hence the length of this file.
+"""
 
 from __future__ import annotations
 
