@@ -68,13 +68,6 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str | None = None
 
 
-def finding(
-    code: str, severity: Severity, path: str, detail: str, remedy: str | None = None
-) -> Finding:
-    """Return a finding that is about no repo."""
-    return Finding(code, severity, None, path, detail, remedy)
-
-
 class Stamp(msgspec.Struct, frozen=True, gc=False):
     """What `lstat` says of a name: enough to tell later whether it is still the same.
 

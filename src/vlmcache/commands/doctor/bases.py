@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from vlmcache.cache import layout
 from vlmcache.cache.base import bases_beneath
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import CacheState, Finding, finding
+from vlmcache.cache.state import CacheState, Finding
 from vlmcache.cache.tree import is_root
+from vlmcache.commands.doctor.checks import finding
 from vlmcache.config import Session
 from vlmcache.errors import VlmcacheError
 from vlmcache.units import command, counted

@@ -10,12 +10,19 @@ from collections.abc import Iterator
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import DRIVE_AWAY
 from vlmcache.cache.owners import owner_name
-from vlmcache.cache.state import Finding, finding
+from vlmcache.cache.state import Finding, Severity
 from vlmcache.commands.doctor.values import Filesystem, PathFact
 from vlmcache.commands.status.values import Status, second_caches
 from vlmcache.config import Config, Session
 from vlmcache.installing import install_extra, install_package
 from vlmcache.units import counted, size_text
+
+
+def finding(
+    code: str, severity: Severity, path: str, detail: str, remedy: str | None = None
+) -> Finding:
+    """Return a finding that is about no repo."""
+    return Finding(code, severity, None, path, detail, remedy)
 
 
 def those_that_hold(*rows: tuple[bool, Finding]) -> list[Finding]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from vlmcache import log
 from vlmcache.cache.mounts import mount_of, nearest_folder
 from vlmcache.cache.owners import owners_of
-from vlmcache.cache.state import Finding, finding
+from vlmcache.cache.state import Finding
 from vlmcache.change.abilities import Abilities, probe
 from vlmcache.change.tree import Tree
 from vlmcache.commands.doctor.bases import check_bases
@@ -23,6 +23,7 @@ from vlmcache.commands.doctor.checks import (
     check_paths,
     check_permissions,
     filesystem_findings,
+    finding,
     missing_packages,
 )
 from vlmcache.commands.doctor.sharing import check_owners, check_sharing

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmcache.cache.owners import fix_owners, owner_name
-from vlmcache.cache.state import Finding, finding
+from vlmcache.cache.state import Finding
 from vlmcache.cache.tree import is_root
 from vlmcache.change.abilities import keeps_modes
 from vlmcache.change.plan import Plan, Receipt, SetAccess
 from vlmcache.change.tree import Tree
-from vlmcache.commands.doctor.checks import those_that_hold
+from vlmcache.commands.doctor.checks import finding, those_that_hold
 from vlmcache.commands.doctor.permissions import (
     AccessEntry,
     astray,

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
+from typing import Any
 
 import msgspec
 
 from vlmcache import scheduled
 from vlmcache.cache.owners import owner_name
 from vlmcache.cache.reading import JSON_ERRORS
-from vlmcache.cache.state import Finding, finding
+from vlmcache.cache.state import Finding
 from vlmcache.cache.tree import is_root
 from vlmcache.commands.schedule import plan, units
 from vlmcache.commands.schedule.timers import Cron, Systemd, Timers, all_timers
@@ -219,6 +220,11 @@ def _left_out(environment: Environment) -> Iterator[Finding]:
     if names:
         detail = f"not written into the timer, since they hold secrets: {', '.join(names)}"
         yield finding("schedule-secret", "info", "environment", detail)
+
+
+def finding(code: str, severity: Any, path: str, detail: str, remedy: str | None = None) -> Finding:
+    """Return a finding that is about no repo."""
+    return Finding(code, severity, None, path, detail, remedy)
 
 
 def _refuse_borrowed_home() -> None:
