@@ -79,7 +79,8 @@ BY_DESCRIPTOR = {
     "change.trash": {"os.mkdir", "os.rename", "os.rmdir"},
     "change.trash_undo": {"os.rename", "os.utime"},
     "change.locks": {"os.utime"},
-    "commands.move.copy": {"os.chmod", "os.chown", "os.utime"},
+    "commands.move.copy": {"os.chown", "os.utime"},
+    "commands.move.files": {"os.chmod", "os.chown", "os.utime"},
     "commands.doctor.permissions": {"os.chmod", "os.chown", "os.setxattr"},
 }
 """Calls that get a descriptor in place of a path, or a name in a folder that is open."""

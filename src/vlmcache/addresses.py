@@ -62,6 +62,11 @@ def parse_host(text: str) -> Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+def in_address(host: str) -> str:
+    """Return a host as it is written in an address: one of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach an address."""
     address = parse_host(host)

@@ -497,7 +497,7 @@ class Cache:
                 raise UsageError(
                     f"{option} rolls back all that is unfinished: give no MODEL and no {other}"
                 )
-            return move.undo(self.session, destination, dry_run=dry_run)
+            return move.undo_move(self.session, destination, dry_run=dry_run)
         options = values.MoveOptions(link=not no_link, dry_run=dry_run)
         return move.move(self.session, destination, as_names(models), options, self.progress)
 

@@ -206,10 +206,16 @@ class Rate:
         """Record a number at a time in seconds, and return its growth per second."""
         samples = self._samples
         samples.append((now, done))
+        # The last sample before that stays: a pause must not leave a single one.
         while len(samples) > 2 and samples[1][0] <= now - self._seconds:
             samples.popleft()
-        past = now - samples[0][0]
+        past = self.seconds
         return max(0.0, (done - samples[0][1]) / past) if past > 0 else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Over how many seconds the growth was measured."""
+        return self._samples[-1][0] - self._samples[0][0]
 
 
 class FileOf(NamedTuple):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -119,6 +120,23 @@ def test_an_absent_folder_is_an_empty_cache_that_does_not_exist(tmp_path: Path) 
     state = scan(tmp_path / "nowhere")
     assert not state.exists
     assert state.size_on_disk == 0
+
+
+def test_a_cache_that_another_program_makes_at_that_moment_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = os.stat
+
+    def late(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        try:
+            return stat(path, *arguments, **options)
+        except FileNotFoundError:
+            (tmp_path / "hub").mkdir(exist_ok=True)
+            raise
+
+    monkeypatch.setattr(os, "stat", late)
+    assert not scan(tmp_path / "hub").exists
+    assert scan(tmp_path / "hub").exists
 
 
 def test_an_empty_folder_is_a_cache_of_one_folder(tmp_path: Path) -> None:

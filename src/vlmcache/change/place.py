@@ -78,19 +78,20 @@ def full_words(path: str, error: OSError) -> str:
     return f"the disk is full: {path}"
 
 
-def check_room(place: str, needs: int, hint: str) -> None:
+def check_room(place: str, needs: int, hint: str, *, in_trash: int = 0) -> None:
     """Make sure that a disk has room, before anything is written to it.
 
     Args:
         place: a path on it, which need not exist.
         needs: bytes.
         hint: what to do if there is no room.
+        in_trash: bytes that emptying the trash would give back.
 
     Raises:
         SpaceError: there is no room.
     """
     free = shutil.disk_usage(nearest_folder(place)).free
-    if needs > free:
+    if needs > free + in_trash:
         raise SpaceError(
             f"not enough space: {size_text(needs)} needed and {size_text(free)} free, "
             f"{size_text(needs - free)} short: {place}",

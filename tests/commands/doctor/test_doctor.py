@@ -1,4 +1,4 @@
-"""`doctor`: every fact from the machine itself, every trouble with its remedy."""
+"""`doctor`: every fact from the machine itself, every problem with its remedy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_each_path_names_the_setting_that_chose_it(cache: CacheBuilder) -> None:
     assert found["config"].source == "shipped"
 
 
-def test_variables_that_disagree_and_a_second_cache_are_told(
+def test_variables_that_disagree_and_a_second_cache_are_reported(
     cache: CacheBuilder, tmp_path: Path
 ) -> None:
     CacheBuilder(tmp_path / "hf" / "hub").repo("org/name").revision(model_files())
@@ -87,7 +87,7 @@ def test_damage_in_the_cache_is_an_error_and_exit_4(
     assert "damaged-repos" in {finding["code"] for finding in done.document["findings"]}
 
 
-def test_a_cache_path_that_is_a_file_is_told_and_not_fatal(
+def test_a_cache_path_that_is_a_file_is_reported_and_not_fatal(
     vlmcache: Vlmcache, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("x")
@@ -96,14 +96,14 @@ def test_a_cache_path_that_is_a_file_is_told_and_not_fatal(
     assert "cache-path" in {finding["code"] for finding in done.document["findings"]}
 
 
-def test_a_low_disk_is_told(cache: CacheBuilder) -> None:
+def test_a_low_disk_is_reported(cache: CacheBuilder) -> None:
     Path("config.yaml").write_text("vlmcache: {min_free: 900PB}")
     found = diagnosed(HF_HUB_CACHE=str(cache.root))
     (low,) = [finding for finding in found.findings if finding.code == "low-disk"]
     assert low.remedy == "vlmcache status --all --sort size"
 
 
-def test_a_driver_that_does_not_answer_is_told(cache: CacheBuilder, tmp_path: Path) -> None:
+def test_a_driver_that_does_not_answer_is_reported(cache: CacheBuilder, tmp_path: Path) -> None:
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed' >&2\nexit 9\n")

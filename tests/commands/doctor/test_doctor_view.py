@@ -15,7 +15,7 @@ from vlmcache.cache.state import Finding
 from vlmcache.codes import CODES
 from vlmcache.commands.doctor import view
 from vlmcache.commands.doctor.doctor import diagnose
-from vlmcache.commands.doctor.results import results_of, summary
+from vlmcache.commands.doctor.results import check_results, summary
 from vlmcache.commands.doctor.values import Diagnosis, Filesystem, Offline, PathFact
 from vlmcache.config import Session, load_config, locate_cache, read_environment
 
@@ -103,19 +103,19 @@ def test_failed_checks_come_first_then_warnings_and_each_says_one_thing(shown: A
 
 def test_offline_is_a_warning_only_if_the_network_is_switched_off() -> None:
     for forced, outcome in ((False, "ok"), (True, "warning")):
-        results = results_of(diagnosis(missing=("qwen_vl_2b",), forced=forced))
+        results = check_results(diagnosis(missing=("qwen_vl_2b",), forced=forced))
         offline = next(result for result in results if result.name == "offline")
         assert offline.outcome == outcome
         assert "qwen_vl_2b" in offline.fact
 
 
-def test_what_is_odd_about_config_yaml_is_told_from_what_is_odd_about_the_hub() -> None:
+def test_what_is_odd_about_config_yaml_is_kept_apart_from_what_is_odd_about_the_hub() -> None:
     value = diagnosis(
         finding("configuration", path="/home/ada/config.yaml"),
         finding("configuration", "info", path="/work/.env"),
         finding("configuration", "error", path="/a folder/hub"),
     )
-    results = {result.name: result for result in results_of(value)}
+    results = {result.name: result for result in check_results(value)}
     assert (results["config"].outcome, len(results["config"].findings)) == ("warning", 2)
     assert (results["hub"].outcome, len(results["hub"].findings)) == ("failed", 1)
 
@@ -141,7 +141,7 @@ def test_no_path_and_no_command_is_broken(shown: Any, width: int) -> None:
 
 
 def test_a_summary_counts() -> None:
-    assert summary(results_of(diagnosis(finding("low-disk")))) == "1 warning, 12 ok"
+    assert summary(check_results(diagnosis(finding("low-disk")))) == "1 warning, 12 ok"
 
 
 def test_what_stands_where_a_lock_belongs_is_named_with_what_to_type(

@@ -1,4 +1,4 @@
-"""What root has left in a user's cache: who owns it is said, and root gives it back."""
+"""What root has left in a user's cache: its owner is named, and root gives it back."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from tests.kit.pulls import variables
 from vlmcache.change.plan import SetAccess
 from vlmcache.commands.doctor.permissions import inherits, set_access
 from vlmcache.commands.doctor.sharing import check_sharing
-from vlmcache.commands.doctor.values import Access
+from vlmcache.commands.doctor.values import AccessReport
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32" or os.geteuid() != 0, reason="giving files to a group needs root"
@@ -54,7 +54,7 @@ def permissions(root: Path) -> dict[str, tuple[int, int]]:
 
 
 def contents(root: Path) -> dict[str, object]:
-    """Return what a fingerprint tells, but for the modes."""
+    """Return what a fingerprint holds, without the modes."""
     return {name: (kind, *rest) for name, (kind, _, *rest) in fingerprint(root).items()}
 
 
@@ -164,7 +164,7 @@ def test_an_entry_that_was_swapped_for_a_link_since_the_plan_is_stale(
 
 
 @pytest.mark.parametrize("call", ["chown", "chmod", "setxattr"])
-def test_a_refused_change_is_told_and_a_second_run_finishes(
+def test_a_refused_change_is_reported_and_a_second_run_finishes(
     shared: CacheBuilder, group: str, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if call == "setxattr" and inherits(str(shared.root)) is None:
@@ -206,7 +206,7 @@ def test_what_belongs_to_somebody_else_fails_with_exit_1_and_names_sudo(
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_above_that_the_group_cannot_enter_is_told(
+def test_a_folder_above_that_the_group_cannot_enter_is_reported(
     shared: CacheBuilder, group: str
 ) -> None:
     shared.root.parent.chmod(0o700)
@@ -214,7 +214,7 @@ def test_a_folder_above_that_the_group_cannot_enter_is_told(
     assert codes == {"closed-above"}
 
 
-def test_without_default_permissions_the_umask_is_told(
+def test_without_default_permissions_the_umask_is_reported(
     shared: CacheBuilder, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unsupported(*arguments: Any) -> bytes:
@@ -258,7 +258,7 @@ def test_a_group_that_does_not_exist_is_a_usage_error(vlmcache: Vlmcache, name: 
     assert f"groupadd {name}" in done.err
 
 
-class Sharing(Subject[Access]):
+class Sharing(Subject[AccessReport]):
     """A cache that only its owner may write to is given to a group."""
 
     command = "doctor --shared GROUP --fix"
@@ -271,10 +271,10 @@ class Sharing(Subject[Access]):
         CacheBuilder(place / "hub").repo("org/name").revision({"config.json": b"{}"})
         self.content = contents(place / "hub")
 
-    def run(self, place: Path) -> Access:
+    def run(self, place: Path) -> AccessReport:
         return check_sharing(str(place / "hub"), self.group, fix=True)
 
-    def hold(self, place: Path, answer: Access | None) -> None:
+    def hold(self, place: Path, answer: AccessReport | None) -> None:
         assert contents(place / "hub") == self.content
         modes = [mode for mode, _ in permissions(place / "hub").values()]
         assert not any(mode & stat.S_IWOTH for mode in modes)

@@ -16,7 +16,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.hashing import hash_file
 from vlmcache.commands.fleet.calls import Node
 from vlmcache.commands.fleet.pull_values import FleetPull
-from vlmcache.commands.serve import app
+from vlmcache.commands.serve.sending import OpenContent
 from vlmcache.errors import PartlyError, SpaceError
 
 SIZE = 5 << 20
@@ -245,13 +245,13 @@ def test_a_damaged_copy_of_a_node_is_not_spread_and_is_repaired(
 @pytest.fixture
 def sending(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, bytes], bytes]], None]:
     """Return what lets a function alter what nodes send, and wait before it."""
-    read = app._Content.read
+    read = OpenContent.read
 
     def install(alter: Callable[[int, bytes], bytes]) -> None:
-        def reading(self: app._Content, position: int, count: int) -> bytes:
+        def reading(self: OpenContent, position: int, count: int) -> bytes:
             return alter(position, read(self, position, count))
 
-        monkeypatch.setattr(app._Content, "read", reading)
+        monkeypatch.setattr(OpenContent, "read", reading)
 
     return install
 

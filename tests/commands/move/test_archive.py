@@ -21,6 +21,7 @@ from vlmcache.api import Cache
 from vlmcache.cache.completeness import judge, judge_repo
 from vlmcache.cache.moved import note_path
 from vlmcache.cache.scan import scan
+from vlmcache.cache.trash import has_trash
 from vlmcache.change.plan import Move
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.commands.remove.values import Removal
@@ -250,7 +251,7 @@ def test_what_is_in_use_or_being_downloaded_stays(room: Room) -> None:
     room.check()
 
 
-def test_a_damaged_model_stays_and_the_others_go(room: Room) -> None:
+def test_a_damaged_model_stays_and_the_others_are_moved(room: Room) -> None:
     (room.root / folder_of(NAMES[0]) / "refs" / "main").write_text("0" * 40)
     next((room.root / folder_of(NAMES[1])).glob("blobs/*")).unlink()
     done = room.clean(older_than="1d")
@@ -430,7 +431,7 @@ def test_a_drive_that_comes_back_elsewhere_is_relinked_and_its_models_are_recall
 # Coming back.
 
 
-def test_a_model_comes_back_as_it_was_and_is_gone_there(room: Room) -> None:
+def test_a_recalled_model_is_as_it_was_and_no_longer_there(room: Room) -> None:
     before = {name: fingerprint(room.root / folder_of(name)) for name in NAMES}
     assert room.clean(max_size=0).problem is None
     planned = room.cache.recall([NAMES[0], NAMES[1]], dry_run=True)
@@ -505,6 +506,21 @@ def test_a_recall_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
         assert fingerprint(room.root) == before
         (fast / "full").unlink()
         assert room.cache.recall(NAMES).problem is None
+        room.check()
+
+
+def test_a_recall_empties_the_trash_if_it_needs_the_room(tmp_path: Path) -> None:
+    with small_filesystem(4_000_000) as fast, small_filesystem(8_000_000) as slow:
+        room = Room(fast, slow)
+        assert room.clean(max_size=0).problem is None
+        room.add("org/waste", 0.0, bytes(shutil.disk_usage(fast).free - SIZE))
+        assert room.cache.remove("org/waste", trash=True).problem is None
+        assert has_trash(str(room.root))
+        planned = room.cache.recall(NAMES, dry_run=True)
+        assert planned.plan.needs > shutil.disk_usage(fast).free
+        assert has_trash(str(room.root))
+        assert room.cache.recall(NAMES).problem is None
+        assert not has_trash(str(room.root))
         room.check()
 
 

@@ -66,7 +66,7 @@ def test_the_documents_are_as_their_schemas_say(
     assert not repo.folder.is_symlink()
 
 
-def test_it_says_what_goes_where_and_what_each_drive_has_then(
+def test_it_says_what_is_moved_where_and_what_each_drive_has_then(
     vlmcache: Vlmcache, repo: CachedRepo, drive: Path
 ) -> None:
     unasked = vlmcache("clean", "--max-size", "0")

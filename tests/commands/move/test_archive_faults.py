@@ -62,7 +62,7 @@ class ArchivePlace(Place):
         CacheBuilder(self.pattern).repo(REPO).orphan_blob(age=9_000_000)
 
     def left(self) -> dict[str, Entry]:
-        """What is on both drives, without waste that a fault leaves for a later `clean`.
+        """Return what is on both drives, without waste that a fault leaves for a later `clean`.
 
         That is what was tried of a filesystem, and a shared blob at the archive that nothing needs.
         """

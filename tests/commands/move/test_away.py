@@ -1,4 +1,4 @@
-"""Models on a drive that is away: said as it is by every command, and never lost."""
+"""Models on a drive that is away: every command says so, and none is lost."""
 
 from __future__ import annotations
 
@@ -319,13 +319,13 @@ def test_clean_of_everything_keeps_what_is_away_and_its_locks(
     lock.touch()
     os.utime(lock, (1, 1))
     drive.unmount()
-    for wishes in (
+    for options in (
         CleanOptions(),
         CleanOptions(everything=True),
         CleanOptions(older_than=0.0),
         CleanOptions(max_size=0),
     ):
-        clean.clean(Session(place.environment, CONFIG, place.location), wishes)
+        clean.clean(Session(place.environment, CONFIG, place.location), options)
         assert place.link.is_symlink()
         assert place.record.exists()
         assert lock.exists()
@@ -336,7 +336,7 @@ def test_clean_of_everything_keeps_what_is_away_and_its_locks(
 def test_rm_removes_the_link_and_its_record_and_says_that_the_model_stays(
     typed: Place, drive: RemovableDrive
 ) -> None:
-    held = fingerprint(typed.other)
+    before = fingerprint(typed.other)
     drive.unmount()
     used = du_allocated(typed.root)
     done: Done = run_here("rm", "small", "--yes")
@@ -345,7 +345,7 @@ def test_rm_removes_the_link_and_its_record_and_says_that_the_model_stays(
     assert not typed.link.is_symlink()
     assert not typed.record.exists()
     drive.mount()
-    assert fingerprint(typed.other) == held
+    assert fingerprint(typed.other) == before
     assert du_allocated(typed.root) < used
 
 
@@ -357,7 +357,7 @@ def test_the_receipt_of_rm_counts_the_record(place: Place, drive: RemovableDrive
     assert receipt.freed == used - du_allocated(place.root) > 0
 
 
-def test_a_model_that_is_mounted_goes_with_its_record(place: Place) -> None:
+def test_a_model_that_is_mounted_is_removed_with_its_record(place: Place) -> None:
     receipt = place.rm().receipt
     assert receipt is not None
     assert receipt.whole
@@ -365,7 +365,7 @@ def test_a_model_that_is_mounted_goes_with_its_record(place: Place) -> None:
     assert not (place.other / FOLDER).exists()
 
 
-def test_a_model_that_comes_back_has_no_record_any_more(place: Place) -> None:
+def test_a_model_that_is_moved_back_has_no_record_any_longer(place: Place) -> None:
     there = place.session._replace(cache=CacheLocation(str(place.other), "--cache-dir"))
     done = move_command.move(there, str(place.root), [NAME], MoveOptions(link=False))
     assert done.problem is None
@@ -417,7 +417,27 @@ def test_a_drive_that_is_mounted_elsewhere_is_relinked(
     assert not (now / FOLDER).exists()
 
 
-def test_a_relink_that_was_cut_before_its_record_is_finished_by_the_next(
+def test_a_link_that_is_replaced_while_relink_asks_is_left_alone_and_named(
+    place: Place, drive: RemovableDrive
+) -> None:
+    assert move_command.move(place.session, str(place.other), ["org/stays"]).problem is None
+    drive.unmount()
+    now = drive.mount("elsewhere") / "models" / "hub"
+
+    def replace(_: move_values.MoveReport) -> bool:
+        place.link.unlink()
+        place.link.mkdir()
+        return True
+
+    done = move_command.relink(place.session, str(now), confirm=replace)
+    assert [repo.state for repo in done.repos] == ["failed", "relinked"]
+    assert done.problem is not None
+    assert done.problem.exit_code == ExitCode.PARTLY
+    assert done.problem.message.startswith(f"not relinked: {NAME}: its link leads to a model now")
+    assert not place.link.is_symlink()
+
+
+def test_a_relink_that_was_interrupted_before_its_record_is_finished_by_the_next(
     place: Place, drive: RemovableDrive
 ) -> None:
     drive.unmount()
@@ -451,7 +471,7 @@ def test_a_folder_without_the_models_is_refused_with_why(
     assert fingerprint(place.root) == before
 
 
-def test_relink_asks_and_takes_nothing_beside_its_folder(
+def test_relink_asks_and_accepts_nothing_but_its_folder(
     typed: Place, drive: RemovableDrive
 ) -> None:
     drive.unmount()

@@ -15,7 +15,7 @@ from tests.kit.rooms import WEIGHTS
 from vlmcache.cache import page_cache
 from vlmcache.change.tree import Tree
 from vlmcache.commands.move import move
-from vlmcache.commands.move.copy import copy_file
+from vlmcache.commands.move.files import OpenedFile, copy_file
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
 from vlmcache.errors import ExitCode
@@ -52,7 +52,8 @@ def copied(
     source: Path, target: Path, wanted: str, tell: Callable[[str, int], None] = lambda *_: None
 ) -> None:
     tree = Tree(str(target.parent))
-    copy_file(tree.open(str(source)), str(source), tree, str(target), wanted, tell)
+    opened = OpenedFile(str(source), tree.open(str(source)))
+    copy_file(opened, tree, str(target), wanted, tell)
 
 
 @pytest.mark.parametrize("copy", [kernel, other_filesystem, nothing_copied, one_block_only()])
@@ -62,12 +63,12 @@ def test_a_copy_is_the_same_whoever_makes_it(
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(CONTENT)
     wanted = hashlib.sha256(CONTENT).hexdigest()
-    told: list[int] = []
+    positions: list[int] = []
     monkeypatch.setattr(os, "copy_file_range", copy, raising=False)
-    copied(source, target, wanted, lambda _, position: told.append(position))
+    copied(source, target, wanted, lambda _, position: positions.append(position))
     assert target.read_bytes() == CONTENT
-    assert told[-1] == len(CONTENT)
-    assert told == sorted(told)
+    assert positions[-1] == len(CONTENT)
+    assert positions == sorted(positions)
     assert sorted(tmp_path.glob("s*")) == [source]
 
 

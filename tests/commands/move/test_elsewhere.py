@@ -113,7 +113,7 @@ def test_the_trash_of_attached_models_is_emptied_and_the_base_stays(
 
 
 @pytest.mark.parametrize("command", ["attach", "detach", "recall", "clean"])
-def test_what_has_expired_in_the_trash_goes_with_the_next_command(
+def test_what_has_expired_in_the_trash_is_removed_by_the_next_command(
     room: Room, lent: CacheBuilder, command: str
 ) -> None:
     room.clean(older_than=0.0)

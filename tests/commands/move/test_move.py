@@ -1,4 +1,4 @@
-"""Models on another drive: moved whole or refused, and followed there by every command."""
+"""Models on another drive: moved completely or refused, and followed there by every command."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Place:
         return self.session._replace(cache=CacheLocation(str(root), "--cache-dir"))
 
     def undo(self) -> MoveReport:
-        return move_command.undo(self.session, str(self.other))
+        return move_command.undo_move(self.session, str(self.other))
 
     def moved(self, *names: str, link: bool = True) -> MoveReport:
         done = self.move(*names, link=link)
@@ -104,8 +104,8 @@ class Place:
     def rm(self, *names: str) -> Removal:
         return remove.remove(Session(self.environment, self.config, self.location), names)
 
-    def clean(self, wishes: CleanOptions | None = None) -> Removal:
-        return remove_clean.clean(Session(self.environment, self.config, self.location), wishes)
+    def clean(self, options: CleanOptions | None = None) -> Removal:
+        return remove_clean.clean(Session(self.environment, self.config, self.location), options)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def contents(repo: Path) -> dict[str, bytes]:
 # What a move does.
 
 
-def test_a_whole_cache_is_there_afterwards_as_it_was_here(place: Place) -> None:
+def test_a_complete_cache_is_afterwards_there_what_it_was_here(place: Place) -> None:
     for name in (NAME, "org/second"):
         place.repo(name)
     place.cache.repo("org/table", "dataset").revision({"x.csv": b"1,2"})
@@ -173,7 +173,7 @@ def test_a_shared_blob_that_a_repo_here_needs_stays_here_too(place: Place) -> No
     assert contents(second.folder)
 
 
-def test_without_links_nothing_is_left_here_and_the_line_to_set_is_told(place: Place) -> None:
+def test_without_links_nothing_is_left_here_and_the_line_to_set_is_shown(place: Place) -> None:
     place.repo()
     done = place.moved(link=False)
     assert not list(place.root.glob("*--*"))
@@ -228,7 +228,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(place: Place) -> None:
 
 
 def du_allocated_left(place: Place) -> int:
-    """What stays here when all is moved."""
+    """Return the bytes that stay here when everything is moved."""
     place_again = Path(str(place.root) + "-again")
     subprocess.run(["cp", "-a", place.root, place_again], check=True)
     for path in (place_again / FOLDER, place_again / "blobs" / XET[:2] / XET):
@@ -330,6 +330,15 @@ def test_a_damaged_model_stays_where_it_is(place: Place, seen: bool) -> None:
     assert not (place.other / FOLDER).exists()
 
 
+def test_a_damaged_dataset_is_refused_with_the_command_that_repairs_it(place: Place) -> None:
+    repo = place.cache.repo("org/table", "dataset")
+    repo.revision({"x.csv": WEIGHTS})
+    repo.truncated_blob("x.csv")
+    with pytest.raises(SourceDamagedError) as caught:
+        place.move()
+    assert caught.value.hint == "vlmcache verify datasets/org/table --repair"
+
+
 def test_a_link_out_of_the_cache_is_refused(place: Place, tmp_path: Path) -> None:
     repo = place.repo()
     (tmp_path / "elsewhere").write_bytes(WEIGHTS)
@@ -379,7 +388,7 @@ def test_a_model_that_changes_while_it_is_copied_stays(place: Place) -> None:
     place.moved()
 
 
-def test_too_little_room_is_told_before_anything_is_written(place: Place) -> None:
+def test_too_little_room_is_reported_before_anything_is_written(place: Place) -> None:
     place.repo()
     with small_filesystem(16_000) as small:
         with pytest.raises(SpaceError, match="short"):
@@ -387,7 +396,7 @@ def test_too_little_room_is_told_before_anything_is_written(place: Place) -> Non
         assert not list(small.iterdir())
 
 
-def test_a_disk_that_fills_up_all_the_same_is_told_and_undo_empties_it(place: Place) -> None:
+def test_a_disk_that_fills_up_all_the_same_is_reported_and_undo_empties_it(place: Place) -> None:
     place.repo()
     before = fingerprint(place.root)
     with small_filesystem(1_000_000, inodes=24) as small:
@@ -395,14 +404,14 @@ def test_a_disk_that_fills_up_all_the_same_is_told_and_undo_empties_it(place: Pl
         assert error is not None
         assert error.exit_code == ExitCode.SPACE
         assert fingerprint(place.root) == before
-        undone = move_command.undo(place.session, str(small / "hub"))
+        undone = move_command.undo_move(place.session, str(small / "hub"))
         assert undone.problem is None
         left = {path.name for path in (small / "hub").rglob("*") if path.is_file()}
         assert left <= {".huggingface-shared-blobs", f"{XET}.lock"}
     assert fingerprint(place.root) == before
 
 
-def test_a_read_only_destination_is_told(place: Place) -> None:
+def test_a_read_only_destination_is_reported(place: Place) -> None:
     place.repo()
     place.other.mkdir()
     before = fingerprint(place.root)
@@ -453,7 +462,7 @@ def test_two_moves_to_one_place_do_not_meet(place: Place) -> None:
 def test_a_plan_that_another_move_has_overtaken_harms_nothing(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever happens between the look and the lock, the model stays whole and linked."""
+    """Whatever happens between the plan and the lock, the model stays complete and linked."""
     repo = place.repo()
     before = contents(repo.folder)
     read = survey.read_destination
@@ -477,7 +486,7 @@ def test_a_plan_that_another_move_has_overtaken_harms_nothing(
 # Links that a move has left are followed; others are not.
 
 
-def test_rm_frees_a_moved_model_where_it_lies(place: Place) -> None:
+def test_rm_frees_a_moved_model_where_it_is(place: Place) -> None:
     place.repo()
     place.repo("org/second")
     place.moved()
@@ -729,7 +738,7 @@ def test_clean_removes_waste_of_moved_models_and_nothing_else_there(place: Place
     assert fingerprint(stranger.folder) == kept
 
 
-def test_status_tells_where_moved_models_lie_and_counts_them_apart(place: Place) -> None:
+def test_status_shows_where_moved_models_are_and_counts_them_separately(place: Place) -> None:
     place.repo()
     place.moved()
     found = status(Session(place.environment, place.config, place.location))
@@ -758,7 +767,7 @@ def test_verify_and_backup_read_moved_models(place: Place, tmp_path: Path) -> No
     assert damaged.path == str(repo.blob("v.bin"))
 
 
-def test_pull_and_repair_write_where_the_model_lies(tmp_path: Path, drive: Path) -> None:
+def test_pull_and_repair_write_where_the_model_is(tmp_path: Path, drive: Path) -> None:
     place = Place(tmp_path, drive)
     with LoopbackHub() as hub:
         model = hub.add_repo(pulls.REPO)
@@ -784,8 +793,8 @@ def test_pull_and_repair_write_where_the_model_lies(tmp_path: Path, drive: Path)
         blob.write_bytes(bytes([begun[0] ^ 1]) + newer["model.safetensors"][1:])
         (place.other / FOLDER / "blobs" / ("e" * 64)).write_bytes(b"nobody links here")
         session = Session(pulls.environment(hub, place.root), place.config, place.location)
-        mended = repair(session, options=VerifyOptions(max_age=0), patience=pulls.QUICK)
-        assert mended.problem is None
+        repaired = repair(session, options=VerifyOptions(max_age=0), patience=pulls.QUICK)
+        assert repaired.problem is None
         assert blob.read_bytes() == newer["model.safetensors"]
         assert not (place.other / FOLDER / "blobs" / ("e" * 64)).exists()
         assert du_allocated(place.root) == used
@@ -841,13 +850,13 @@ def test_what_an_interrupted_move_set_aside_is_not_put_back_without_its_shared_b
     before = contents(place.root / FOLDER)
     rename = os.rename
 
-    def cut(source: str, *arguments: Any, **folders: Any) -> None:
+    def interrupt(source: str, *arguments: Any, **folders: Any) -> None:
         if str(source).startswith("link-"):
             raise KeyboardInterrupt
         rename(source, *arguments, **folders)
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "rename", cut)
+        patched.setattr(os, "rename", interrupt)
         with pytest.raises(KeyboardInterrupt):
             place.move(NAME)
     assert not os.path.lexists(place.root / FOLDER)
@@ -856,20 +865,23 @@ def test_what_an_interrupted_move_set_aside_is_not_put_back_without_its_shared_b
     with contextlib.suppress(VlmcacheError):
         place.undo()
 
-    held = [contents(root / FOLDER) for root in (place.root, place.other)]
-    assert before in held
+    assert before in [contents(root / FOLDER) for root in (place.root, place.other)]
 
 
-def test_a_move_without_links_that_was_cut_goes_on_with_the_same_names(place: Place) -> None:
+@pytest.mark.parametrize("name", [NAME, "datasets/org/name"])
+def test_an_interrupted_move_without_links_continues_with_the_same_names(
+    place: Place, name: str
+) -> None:
     place.repo()
     place.repo("org/second")
-    place.moved(NAME, link=False)
-    done = place.moved(NAME, "org/second", link=False)
+    place.cache.repo(NAME, "dataset").revision({"x.csv": b"1,2"})
+    place.moved(name, link=False)
+    done = place.moved(name, "org/second", link=False)
     assert [repo.repo for repo in done.repos] == ["org/second"]
     assert [kept.reason for kept in done.plan.kept] == ["is there already"]
 
 
-def test_no_destination_is_no_folder(place: Place) -> None:
+def test_an_empty_destination_is_refused(place: Place) -> None:
     place.repo()
     with pytest.raises(UsageError, match="the destination is empty"):
         move_command.move(place.session, "")

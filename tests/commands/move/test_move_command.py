@@ -96,7 +96,7 @@ def test_what_makes_no_sense_is_one_line(
     assert repo.folder.is_dir()
 
 
-def test_ctrl_c_tells_how_to_go_on_and_how_to_go_back(
+def test_ctrl_c_shows_how_to_continue_and_how_to_take_it_back(
     vlmcache: Vlmcache, cache: CacheBuilder
 ) -> None:
     vlmcache.config(SMALL)

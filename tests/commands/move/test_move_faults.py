@@ -1,4 +1,4 @@
-"""Moves on a failing disk and in a killed process: each model whole somewhere, at each instant."""
+"""Moves on failing disks and in killed processes: each model is complete somewhere, always."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ class Place:
         return move_command.move(self.session, str(self.other), [REPO], MoveOptions(link=self.link))
 
     def undo(self) -> MoveReport:
-        return move_command.undo(self.session, str(self.other))
+        return move_command.undo_move(self.session, str(self.other))
 
     def again(self) -> None:
-        """Move once more: it finishes, or finds that the repo is whole at the other place."""
+        """Move once more: it finishes, or finds that the repo is complete at the other place."""
         try:
             done = self.move()
         except UnknownModelError:
@@ -88,7 +88,7 @@ class Place:
             assert done.problem is None, done.problem
 
     def check(self) -> None:
-        """The repo is whole at the old place or the new one; what stays is as it was.
+        """Check that the repo is complete at the old or the new place, and what stays is as it was.
 
         A link of it is there only once it is recorded where it leads.
         """
@@ -106,7 +106,7 @@ class Place:
         assert {path.read_bytes() for path in stays.glob("snapshots/*/*")} == {WEIGHTS}
 
     def left(self) -> dict[str, Entry]:
-        """What is on both drives.
+        """Return what is on both drives.
 
         Left out are the empty files of locks, manifests, which may list what is gone, as the hub
         allows, and empty folders, which the next run removes.
@@ -129,7 +129,7 @@ def listed(folder: Path) -> list[str]:
 
 
 def is_whole(repo: Path) -> bool:
-    """Whether every file of the one snapshot can be read through its link, and the ref names it."""
+    """Return whether every file of the snapshot is read through its link, and the ref names it."""
     with contextlib.suppress(OSError):
         snapshot = repo / "snapshots" / (repo / "refs" / "main").read_text()
         tree = repo / "trees" / f"{snapshot.name}.json"
@@ -203,7 +203,7 @@ class Moving(Subject[MoveReport | VlmcacheError]):
     ],
     ids=lambda value: fault_name(value) if not isinstance(value, bool) else f"link-{value}",
 )
-def test_after_a_fault_at_any_call_each_model_is_whole_and_the_same_move_again_finishes(
+def test_after_a_fault_at_any_call_each_model_is_complete_and_the_same_move_again_finishes(
     drives: tuple[Path, Path], fault: Fault, link: bool
 ) -> None:
     try_every(Moving(drives, link=link), fault, at_least=40)

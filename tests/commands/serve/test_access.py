@@ -25,7 +25,7 @@ from tests.kit.served import TOKEN, Asking, serving
 from vlmcache.addresses import parse_networks
 from vlmcache.cache import hashing
 from vlmcache.cache.state import TreeFile
-from vlmcache.commands.serve import access, app, bodies, catalog, server, values, vouching
+from vlmcache.commands.serve import access, bodies, catalog, sending, server, values, vouching
 from vlmcache.config import own_home, read_environment
 from vlmcache.home.journal import Journal
 from vlmcache.progress import Throttle
@@ -115,7 +115,7 @@ def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
         return plain(a, b)
 
     monkeypatch.setattr(hmac, "compare_digest", comparing)
-    judge = access.Access(TOKEN, (), "127.0.0.1", beyond=False).judge
+    judge = access.Access(TOKEN, (), "127.0.0.1", on_network=False).judge
     headers = [(b"host", b"localhost"), (b"authorization", b"Bearer " + TOKEN.encode())]
     assert judge(headers, "127.0.0.1", "127.0.0.1") is True
     assert compared == [TOKEN.encode()]
@@ -124,8 +124,8 @@ def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
 def test_other_machines_need_the_token_or_an_allowed_network() -> None:
     host = [(b"host", b"192.168.1.5:9401")]
     networks = parse_networks(["192.168.1.0/24", "2001:db8::/32"])
-    both = access.Access(TOKEN, networks, "0.0.0.0", beyond=True)
-    only = access.Access(None, networks, "0.0.0.0", beyond=True)
+    both = access.Access(TOKEN, networks, "0.0.0.0", on_network=True)
+    only = access.Access(None, networks, "0.0.0.0", on_network=True)
     for client, expected in (
         ("192.168.1.77", True),
         ("::ffff:192.168.1.77", True),
@@ -405,7 +405,7 @@ def test_those_who_ask_at_once_share_one_hash_and_whoever_waits_long_is_asked_to
 
 def test_a_file_that_is_written_to_while_it_is_sent_ends_short(good: CacheBuilder) -> None:
     blob = good.repo("org/good").blobs / WEIGHTS
-    content = app._open(lambda path: os.open(path, os.O_RDONLY), _served(blob))
+    content = sending.open_to_send(lambda path: os.open(path, os.O_RDONLY), _served(blob))
     assert content.read(0, 10) == b"w" * 10
     before = blob.stat()
     blob.write_bytes(b"x" * before.st_size)
@@ -639,8 +639,8 @@ def test_the_log_has_each_request_and_no_header(
 
 @pytest.mark.parametrize("rate", [500_000, 5_000_000, 50_000_000, 5_000_000_000])
 def test_at_a_low_rate_each_client_gets_bytes_before_it_gives_up(rate: int) -> None:
-    assert app.block_at(rate) <= app.block_at(None) == hashing.BLOCK
-    assert app.block_at(rate) * values.CONNECTIONS / rate < 10
+    assert sending.block_at(rate) <= sending.block_at(None) == hashing.BLOCK
+    assert sending.block_at(rate) * values.CONNECTIONS / rate < 10
 
 
 def test_a_rate_bounds_all_clients_together(good: CacheBuilder) -> None:

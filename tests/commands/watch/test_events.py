@@ -1,4 +1,4 @@
-"""What is said to have happened is what makes one state of the other."""
+"""The events between two states are what turns the one into the other."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_nothing_happened_between_two_scans_of_the_same(repo: CachedRepo) -> Non
     assert happened(repo, lambda: None) == ()
 
 
-def test_a_removed_repo_is_told_with_the_bytes_it_had(repo: CachedRepo) -> None:
+def test_a_removed_repo_is_reported_with_the_bytes_it_had(repo: CachedRepo) -> None:
     size = scan(repo.cache.root).repos[0].size_on_disk
     (event,) = happened(repo, lambda: shutil.rmtree(repo.folder))
     assert (event.kind, event.repo, event.size) == ("removed", "org/name", size)
 
 
-def test_a_new_repo_is_told_as_revision_and_download(repo: CachedRepo) -> None:
+def test_a_new_repo_is_reported_as_revision_and_download(repo: CachedRepo) -> None:
     other = repo.cache.repo("org/other")
     events = happened(repo, lambda: other.revision({"config.json": b"{}", "a.bin": b"a" * 9}))
     assert kinds(events) == ["new-revision", "downloaded"]
@@ -61,7 +61,7 @@ def test_a_new_repo_is_told_as_revision_and_download(repo: CachedRepo) -> None:
     assert events[1].size == 11
 
 
-def test_a_ref_that_moves_is_told_as_a_new_revision(repo: CachedRepo) -> None:
+def test_a_ref_that_moves_is_reported_as_a_new_revision(repo: CachedRepo) -> None:
     first = repo.latest
     second = repo.revision({**FILES, "config.json": b"{ }"})
     events = happened(repo, lambda: repo.ref("main", first))
@@ -69,7 +69,9 @@ def test_a_ref_that_moves_is_told_as_a_new_revision(repo: CachedRepo) -> None:
     assert second != first
 
 
-def test_a_removed_revision_is_told_with_the_blobs_that_went_with_it(repo: CachedRepo) -> None:
+def test_a_removed_revision_is_reported_with_the_blobs_that_were_removed_with_it(
+    repo: CachedRepo,
+) -> None:
     commit = repo.revision({**FILES, "config.json": b"{ }" * 2000})
     blob = repo.blob("config.json")
 
@@ -86,20 +88,20 @@ def test_a_removed_revision_is_told_with_the_blobs_that_went_with_it(repo: Cache
     assert "damaged" not in kinds(events)
 
 
-def test_a_lost_blob_is_told_as_removed_and_as_damage(repo: CachedRepo) -> None:
+def test_a_lost_blob_is_reported_as_removed_and_as_damage(repo: CachedRepo) -> None:
     events = happened(repo, lambda: repo.missing_blob("model.safetensors"))
     assert kinds(events) == ["removed", "damaged"]
     assert events[0].files == ("model.safetensors",)
     assert events[1].path == str(repo.pointer("model.safetensors"))
 
 
-def test_damage_is_told_once(repo: CachedRepo) -> None:
+def test_damage_is_reported_once(repo: CachedRepo) -> None:
     repo.truncated_blob("model.safetensors")
     assert happened(repo, repo.orphan_blob) != ()
     assert "damaged" not in kinds(happened(repo, repo.partial))
 
 
-def test_a_mended_blob_is_told_as_downloaded(repo: CachedRepo) -> None:
+def test_a_repaired_blob_is_reported_as_downloaded(repo: CachedRepo) -> None:
     whole = repo.blob("model.safetensors").read_bytes()
     blob = repo.truncated_blob("model.safetensors")
     (event,) = happened(repo, lambda: blob.write_bytes(whole))
@@ -126,7 +128,7 @@ def test_the_loss_of_snapshots_is_damage(repo: CachedRepo, lose: str) -> None:
     assert "damaged" in kinds(happened(repo, change))
 
 
-def test_a_partial_is_told_when_it_starts_grows_and_becomes_a_blob(repo: CachedRepo) -> None:
+def test_a_partial_is_reported_when_it_starts_grows_and_becomes_a_blob(repo: CachedRepo) -> None:
     repo.missing_blob("model.safetensors")
     etag = repo.file("model.safetensors").etag
     content = repo.file("model.safetensors").read()
@@ -147,7 +149,7 @@ def test_a_partial_is_told_when_it_starts_grows_and_becomes_a_blob(repo: CachedR
     )
 
 
-def test_a_partial_that_vanishes_is_told_as_removed(repo: CachedRepo) -> None:
+def test_a_partial_that_vanishes_is_reported_as_removed(repo: CachedRepo) -> None:
     partial = repo.partial()
     (event,) = happened(repo, partial.unlink)
     assert (event.kind, event.path) == ("removed", str(partial))
@@ -264,7 +266,7 @@ def test_bytes_removed_are_those_that_are_no_longer_there(
     assert removed == gone
 
 
-def test_the_filesystem_tells_which_entry_of_the_cache_changed(repo: CachedRepo) -> None:
+def test_the_filesystem_reports_which_entry_of_the_cache_changed(repo: CachedRepo) -> None:
     notifications = Notifications(str(repo.cache.root))
     try:
         assert notifications.take() == set()

@@ -6,7 +6,7 @@ import pytest
 
 from vlmcache.commands.watch.controls import Controls
 from vlmcache.commands.watch.keyboard import keys_of
-from vlmcache.commands.watch.listing import Total, full_in, items_of, rows_of, total_of
+from vlmcache.commands.watch.listing import Total, full_in, items_of, model_rows, total_of
 from vlmcache.commands.watch.values import Download, DownloadState, Program, WatchedModel
 
 
@@ -42,26 +42,26 @@ def download(
 
 
 def names(controls: Controls, models: list[WatchedModel], page: int = 100) -> list[str]:
-    items, _, _ = controls.choose(rows_of(models, ()), page)
+    items, _, _ = controls.choose(model_rows(models, ()), page)
     return [item.row.name for item in items]
 
 
 def test_a_model_and_all_together_say_what_is_left_and_how_long_that_takes() -> None:
     models = [model("a", "partial", 200, 120), model("b"), model("c", "partial", 100, 60)]
-    rows = rows_of(models, [download("a", speed=20.0), download("a", speed=4.0), download("c")])
+    rows = model_rows(models, [download("a", speed=20.0), download("a", speed=4.0), download("c")])
     assert [row.left for row in rows] == [120, None, 60]
     assert [row.seconds_left for row in rows] == [5.0, None, 6.0]
     assert total_of(rows) == Total(2, 180, 300, 34.0)
-    assert total_of(rows_of(models, [download("a", state="left-behind", speed=None)])) is None
+    assert total_of(model_rows(models, [download("a", state="left-behind", speed=None)])) is None
 
 
 def test_a_new_revision_of_a_complete_model_has_a_bar_of_its_own() -> None:
-    (row,) = rows_of([model("a")], [download("a", 25), download("a", 50)])
+    (row,) = model_rows([model("a")], [download("a", 25), download("a", 50)])
     assert (row.progress, row.left) == (75 / 200, 125)
 
 
 def test_of_a_repo_that_is_listed_twice_the_incomplete_revision_arrives() -> None:
-    rows = rows_of([model("a"), model("a", "partial", 100, 60)], [download("A")])
+    rows = model_rows([model("a"), model("a", "partial", 100, 60)], [download("A")])
     assert [len(row.downloads) for row in rows] == [0, 1]
 
 
@@ -94,7 +94,7 @@ def test_when_the_disk_is_full_depends_on_what_the_downloads_still_need(
 def test_what_runs_comes_first_with_its_files_then_what_is_not_in_order() -> None:
     models = [model("b"), model("a"), model("bad", "damaged"), model("z", "partial", 100, 60)]
     files = [download("z", file="2"), download("z", file="1")]
-    items = items_of(rows_of(models, files))
+    items = items_of(model_rows(models, files))
     shown = [(item.row.name, item.file.file if item.file else None) for item in items]
     assert shown == [("z", None), ("z", "1"), ("z", "2"), ("bad", None), ("a", None), ("b", None)]
 

@@ -1,4 +1,4 @@
-"""The metrics are what Prometheus reads, whole at every moment, and answered where told."""
+"""Metrics are what Prometheus reads, complete at every moment, answered only where asked for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vlmcache.errors import UsageError
 AWKWARD = 'a"b\\c\nd\udce9.bin'
 
 
-def a_look(*events: str) -> Observation:
+def a_check(*events: str) -> Observation:
     cache = CacheSummary(
         "/c",
         "--cache-dir",
@@ -77,8 +77,8 @@ def values(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 def test_prometheus_reads_the_text_and_its_awkward_names() -> None:
     exposition = metrics.Exposition()
-    exposition.update(a_look("downloaded"))
-    samples = values(exposition.update(a_look("downloaded", "removed")))
+    exposition.update(a_check("downloaded"))
+    samples = values(exposition.update(a_check("downloaded", "removed")))
 
     def value(name: str, **labels: str) -> float:
         return samples[f"vlmcache_{name}", frozenset(labels.items())]
@@ -186,7 +186,7 @@ def ask(url: str, path: str, method: str = "GET") -> tuple[int, str | None, str]
 
 def test_metrics_are_answered_and_nothing_else_is() -> None:
     exposition = metrics.Exposition()
-    text = exposition.update(a_look())
+    text = exposition.update(a_check())
     with metrics.endpoint(exposition, "127.0.0.1", 0) as url:
         assert ask(url, "/metrics") == (200, metrics.CONTENT_TYPE, text)
         assert ask(url, "/")[0] == 404
@@ -235,7 +235,7 @@ NAMES = {
 @pytest.mark.parametrize("listened_on", NAMES)
 def test_only_who_names_what_it_listens_on_is_answered(listened_on: str) -> None:
     exposition = metrics.Exposition()
-    exposition.update(a_look())
+    exposition.update(a_check())
     with metrics.endpoint(exposition, listened_on, 0) as url:
         url = url.replace("0.0.0.0", "127.0.0.1")
         for host, status in NAMES[listened_on].items():
@@ -244,7 +244,7 @@ def test_only_who_names_what_it_listens_on_is_answered(listened_on: str) -> None
 
 def test_odd_heads_of_requests_are_refused() -> None:
     exposition = metrics.Exposition()
-    exposition.update(a_look())
+    exposition.update(a_check())
     with metrics.endpoint(exposition, "127.0.0.1", 0) as url:
         first, host = "GET /metrics HTTP/1.1", "Host: localhost"
         assert status_of(url, "GET /metrics HTTP/1.0") == 200
@@ -277,7 +277,7 @@ def test_more_connections_than_are_answered_at_a_time_are_closed_and_room_comes_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     exposition = metrics.Exposition()
-    exposition.update(a_look())
+    exposition.update(a_check())
     monkeypatch.setattr(metrics, "CONNECTIONS", 2)
     with metrics.endpoint(exposition, "127.0.0.1", 0) as url:
         address = "127.0.0.1", int(url.split(":")[2].split("/")[0])
@@ -303,7 +303,7 @@ def test_the_metrics_of_a_real_cache_are_read(tmp_path: Path) -> None:
     CacheBuilder(tmp_path / "hub").repo("org/name").revision(model_files())
     location = CacheLocation(str(tmp_path / "hub"), "x")
     session = Session(read_environment({}), config(), location)
-    look = next(watch(session, notify=False))
-    samples = values(metrics.Exposition().update(look))
+    check = next(watch(session, notify=False))
+    samples = values(metrics.Exposition().update(check))
     states = [key for key, value in samples.items() if key[0] == "vlmcache_model_state" and value]
     assert len(states) == 4

@@ -1,4 +1,4 @@
-"""Looks follow the cache: by the filesystem's word, by polling, and by a clock of our own."""
+"""Checks follow the cache: by the filesystem's reports, by polling, and by a clock of our own."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def session(root: Path, config: Config | None = None) -> Session:
     return Session(read_environment({}), config or configuration(), location)
 
 
-def looks(
+def run_checks(
     root: Path, steps: Steps, *, config: Config | None = None, notify: bool = False
 ) -> tuple[list[Observation], Clock]:
     clock = Clock(steps)
@@ -78,8 +78,8 @@ def looks(
     return list(observations), clock
 
 
-def kinds(look: Observation) -> list[str]:
-    return [event.kind for event in look.events]
+def kinds(check: Observation) -> list[str]:
+    return [event.kind for event in check.events]
 
 
 def nothing() -> None:
@@ -98,16 +98,16 @@ def missing_weights(repo: CachedRepo) -> str:
     return repo.file("model.safetensors").etag
 
 
-def test_a_quiet_cache_is_looked_at_once_an_interval(repo: CachedRepo) -> None:
-    observations, clock = looks(repo.cache.root, [nothing] * 3)
+def test_a_quiet_cache_is_checked_once_per_interval(repo: CachedRepo) -> None:
+    observations, clock = run_checks(repo.cache.root, [nothing] * 3)
     assert clock.waits == [5.0] * 4
-    assert [look.events for look in observations] == [()] * 4
+    assert [check.events for check in observations] == [()] * 4
     assert [(m.repo, m.state) for m in observations[-1].snapshot.models] == [("org/name", "cached")]
 
 
 def test_polling_finds_what_came_and_went(repo: CachedRepo) -> None:
     other = repo.cache.repo("org/other")
-    observations, _ = looks(
+    observations, _ = run_checks(
         repo.cache.root,
         [
             nothing,
@@ -116,7 +116,7 @@ def test_polling_finds_what_came_and_went(repo: CachedRepo) -> None:
             lambda: shutil.rmtree(repo.folder),
         ],
     )
-    assert [kinds(look) for look in observations] == [
+    assert [kinds(check) for check in observations] == [
         [],
         [],
         ["new-revision", "downloaded"],
@@ -137,11 +137,11 @@ def test_a_quiet_cache_is_not_read_again_while_polling(
         return scan(self, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Scanner, "scan", counted)
-    looks(repo.cache.root, [nothing] * 11)
-    # The first look, and the one that knows no times to compare with.
+    run_checks(repo.cache.root, [nothing] * 11)
+    # The first check, and the one that has no times to compare with.
     assert len(scans) == 2
-    looks(repo.cache.root, [nothing] * 25)
-    # The same, and everything once after two minutes, in case that something was not told.
+    run_checks(repo.cache.root, [nothing] * 25)
+    # The same, and everything once after two minutes, in case something was not reported.
     assert len(scans) == 2 + 3
 
 
@@ -153,15 +153,15 @@ def test_a_download_has_speed_time_left_and_file(repo: CachedRepo) -> None:
         lambda: repo.partial(etag, size=3000),
         lambda: repo.partial(etag, size=5000),
     ]
-    observations, clock = looks(repo.cache.root, steps)
+    observations, clock = run_checks(repo.cache.root, steps)
     (download,) = observations[-1].snapshot.downloads
     assert (download.repo, download.file) == ("org/name", "model.safetensors")
     assert (download.size, download.expected_size) == (5000, size)
     assert download.speed == pytest.approx(2000)
     assert download.seconds_left == pytest.approx((size - 5000) / 2000)
     assert clock.waits == [5.0, 1.0, 1.0, 1.0]
-    # An advance is told of once an interval.
-    assert [kinds(look) for look in observations] == [
+    # An advance is reported once per interval.
+    assert [kinds(check) for check in observations] == [
         [],
         ["download-started"],
         ["download-advanced"],
@@ -173,12 +173,12 @@ def test_a_partial_given_its_length_beforehand_counts_what_was_written(repo: Cac
     etag = missing_weights(repo)
     size = repo.file("model.safetensors").size
     repo.partial(etag, size=size, sparse=True)
-    observations, _ = looks(repo.cache.root, [])
+    observations, _ = run_checks(repo.cache.root, [])
     assert observations[0].snapshot.downloads[0].size == 0
 
 
 @pytest.mark.parametrize("suffix", layout.OTHER_CLIENTS)
-def test_a_download_by_another_program_is_shown_as_one_until_it_is_whole(
+def test_a_download_by_another_program_is_shown_as_one_until_it_is_complete(
     repo: CachedRepo, suffix: str
 ) -> None:
     etag = missing_weights(repo)
@@ -189,20 +189,20 @@ def test_a_download_by_another_program_is_shown_as_one_until_it_is_whole(
         lambda: repo.partial(etag, size=size, suffix=suffix).rename(repo.blobs / etag),
         nothing,
     ]
-    observations, _ = looks(repo.cache.root, steps)
+    observations, _ = run_checks(repo.cache.root, steps)
     (download,) = observations[2].snapshot.downloads
     assert (download.file, download.size) == ("model.safetensors", 3000)
     assert (download.expected_size, download.state) == (size, "running")
     expected = [["download-started"], ["download-advanced"], ["downloaded"], []]
-    assert [kinds(look) for look in observations][1:] == expected
+    assert [kinds(check) for check in observations][1:] == expected
     assert observations[3].events[0].files == ("model.safetensors",)
     assert observations[3].snapshot.downloads == ()
 
 
-def test_what_the_rust_client_has_received_is_told_without_a_listing_too(tmp_path: Path) -> None:
+def test_what_the_rust_client_has_received_is_shown_without_a_listing_too(tmp_path: Path) -> None:
     repo = CacheBuilder(tmp_path / "hub").repo("org/name")
     repo.partial(size=5_000_008, sparse=True, suffix=".sync.part")
-    observations, _ = looks(repo.cache.root, [])
+    observations, _ = run_checks(repo.cache.root, [])
     (download,) = observations[0].snapshot.downloads
     assert (download.size, download.expected_size) == (0, None)
 
@@ -212,7 +212,7 @@ def test_a_partial_that_nobody_locks_is_judged_by_its_last_write(
     repo: CachedRepo, age: float, state: str
 ) -> None:
     repo.partial(age=age)
-    observations, _ = looks(repo.cache.root, [])
+    observations, _ = run_checks(repo.cache.root, [])
     assert [download.state for download in observations[0].snapshot.downloads] == [state]
 
 
@@ -224,8 +224,8 @@ def test_a_first_download_that_runs_is_no_error_and_one_that_was_left_behind_is(
     (repo.blobs.parent / "refs").mkdir()
     (repo.blobs.parent / "refs/main").write_text("a" * 40)
     old = time.time() - 3600
-    observations, _ = looks(cache.root, [lambda: os.utime(partial, (old, old))])
-    errors = [look.snapshot.problems["error"] for look in observations]
+    observations, _ = run_checks(cache.root, [lambda: os.utime(partial, (old, old))])
+    errors = [check.snapshot.problems["error"] for check in observations]
     # That nothing has come of it, and that its ref names nothing.
     assert errors == [0, 2]
 
@@ -237,8 +237,11 @@ def test_a_locked_partial_that_does_not_grow_is_stalled_until_its_lock_goes(
     repo.partial(etag, age=60)
     lock = os.open(repo._lock_file(etag), os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    observations, _ = looks(repo.cache.root, [lambda: os.close(lock)])
-    assert [look.snapshot.downloads[0].state for look in observations] == ["stalled", "left-behind"]
+    observations, _ = run_checks(repo.cache.root, [lambda: os.close(lock)])
+    assert [check.snapshot.downloads[0].state for check in observations] == [
+        "stalled",
+        "left-behind",
+    ]
     assert kinds(observations[1]) == ["download-left-behind"]
     assert observations[1].snapshot.downloads[0].speed is None
 
@@ -252,7 +255,7 @@ def test_the_process_that_has_a_model_open_is_named_without_its_arguments(
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        observations, _ = looks(repo.cache.root, [])
+        observations, _ = run_checks(repo.cache.root, [])
     finally:
         process.communicate()
     (program,) = observations[0].snapshot.models[0].used_by
@@ -269,7 +272,7 @@ def test_the_process_that_writes_a_download_is_named(repo: CachedRepo) -> None:
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        observations, _ = looks(repo.cache.root, [])
+        observations, _ = run_checks(repo.cache.root, [])
     finally:
         process.communicate()
     writer = observations[0].snapshot.downloads[0].process
@@ -286,12 +289,12 @@ def test_a_configured_model_is_missing_then_partial_then_cached(tmp_path: Path) 
         for name in set(FILES) - {"config.json"}:
             repo._place(repo.file(name), repo.latest, "symlink", False)
 
-    observations, _ = looks(
+    observations, _ = run_checks(
         cache.root,
         [lambda: repo.revision(FILES, downloaded=["config.json"]), finish],
         config=configuration(model),
     )
-    rows = [look.snapshot.models[0] for look in observations]
+    rows = [check.snapshot.models[0] for check in observations]
     assert [row.state for row in rows] == ["missing", "partial", "cached"]
     whole = sum(map(len, FILES.values()))
     assert [row.expected_size for row in rows] == [7, whole, whole]
@@ -299,13 +302,13 @@ def test_a_configured_model_is_missing_then_partial_then_cached(tmp_path: Path) 
 
 def test_a_model_configured_in_another_case_is_the_repo_of_the_cache(repo: CachedRepo) -> None:
     model = ModelConfig("mine", "Org/Name")
-    ((look,), _) = looks(repo.cache.root, [], config=configuration(model))
-    assert [(model.key, model.repo, model.state) for model in look.snapshot.models] == [
+    ((check,), _) = run_checks(repo.cache.root, [], config=configuration(model))
+    assert [(model.key, model.repo, model.state) for model in check.snapshot.models] == [
         ("mine", "org/name", "cached")
     ]
 
 
-def test_free_space_that_shrinks_is_told_with_when_it_ends(
+def test_free_space_that_shrinks_is_reported_with_when_it_ends(
     repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = iter([9_000_000_000, 8_000_000_000, 7_000_000_000])
@@ -315,14 +318,14 @@ def test_free_space_that_shrinks_is_told_with_when_it_ends(
         return msgspec.structs.replace(summarize(*arguments), free=next(free))  # type: ignore[arg-type]
 
     monkeypatch.setattr(watch_command, "summarize_cache", shrinking)
-    observations, _ = looks(
+    observations, _ = run_checks(
         repo.cache.root, [nothing, nothing], config=configuration(min_free=8_500_000_000)
     )
     last = observations[-1].snapshot
     assert last.fill_rate == pytest.approx(2e8)
     assert last.full_in == pytest.approx(35)
-    assert [look.snapshot.low for look in observations] == [False, True, True]
-    assert [kinds(look) for look in observations] == [[], ["low-space"], []]
+    assert [check.snapshot.low for check in observations] == [False, True, True]
+    assert [kinds(check) for check in observations] == [[], ["low-space"], []]
     error = last.problem
     assert error is not None
     assert error.exit_code == 9
@@ -330,22 +333,22 @@ def test_free_space_that_shrinks_is_told_with_when_it_ends(
     assert observations[0].snapshot.problem is None
 
 
-def test_a_cache_that_is_not_there_yet_is_seen_when_it_comes(tmp_path: Path) -> None:
+def test_a_cache_that_does_not_exist_yet_is_seen_when_it_is_made(tmp_path: Path) -> None:
     root = tmp_path / "hub"
 
     def come() -> None:
         CacheBuilder(root).repo("org/name").revision(FILES)
 
-    observations, _ = looks(root, [come, lambda: shutil.rmtree(root), come], notify=True)
-    assert [look.snapshot.cache.exists for look in observations] == [False, True, False, True]
-    assert [look.snapshot.notified for look in observations] == [False, True, False, True]
-    assert [kinds(look) for look in observations][1:3] == [
+    observations, _ = run_checks(root, [come, lambda: shutil.rmtree(root), come], notify=True)
+    assert [check.snapshot.cache.exists for check in observations] == [False, True, False, True]
+    assert [check.snapshot.notified for check in observations] == [False, True, False, True]
+    assert [kinds(check) for check in observations][1:3] == [
         ["new-revision", "downloaded"],
         ["removed"],
     ]
 
 
-def test_a_repo_that_goes_while_it_is_read_is_looked_at_again_soon(
+def test_a_repo_that_is_removed_while_it_is_read_is_checked_again_soon(
     repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scan = Scanner.scan
@@ -358,8 +361,8 @@ def test_a_repo_that_goes_while_it_is_read_is_looked_at_again_soon(
         return scan(self, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Scanner, "scan", racing)
-    observations, clock = looks(repo.cache.root, [nothing, nothing])
-    assert [kinds(look) for look in observations] == [[], [], ["removed"]]
+    observations, clock = run_checks(repo.cache.root, [nothing, nothing])
+    assert [kinds(check) for check in observations] == [[], [], ["removed"]]
     assert clock.waits == [5.0, 1.0, 5.0]
 
 
@@ -367,33 +370,35 @@ def test_on_a_network_filesystem_the_cache_is_polled(
     repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch_command, "mount_of", lambda path: Mount("/", "nfs4", frozenset()))
-    observations, _ = looks(repo.cache.root, [repo.partial], notify=True)
+    observations, _ = run_checks(repo.cache.root, [repo.partial], notify=True)
     assert not observations[0].snapshot.notified
     assert kinds(observations[1]) == ["download-started"]
 
 
-def test_where_the_system_cannot_tell_of_changes_the_cache_is_polled(
+def test_where_the_system_cannot_report_changes_the_cache_is_polled(
     repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(folder: str) -> None:
         raise OSError(28, "OS file watch limit reached")
 
     monkeypatch.setattr(watch_command, "Notifications", refuse)
-    observations, _ = looks(repo.cache.root, [repo.partial], notify=True)
+    observations, _ = run_checks(repo.cache.root, [repo.partial], notify=True)
     assert not observations[0].snapshot.notified
     assert kinds(observations[1]) == ["download-started"]
 
 
 def seconds_until(events: Iterator[Observation], kind: str) -> float:
-    """Return the seconds until something is told."""
+    """Return the seconds until something is reported."""
     began = time.monotonic()
-    for look in events:
-        if kind in kinds(look):
+    for check in events:
+        if kind in kinds(check):
             return time.monotonic() - began
-    raise AssertionError("the looks ended")
+    raise AssertionError("the checks ended")
 
 
-def test_the_filesystem_wakes_a_look_long_before_the_interval_is_over(repo: CachedRepo) -> None:
+def test_a_report_of_the_filesystem_starts_a_check_long_before_the_interval_is_over(
+    repo: CachedRepo,
+) -> None:
     with closing(watch(session(repo.cache.root), interval=60)) as observations:
         assert next(observations).snapshot.notified
         repo.partial()

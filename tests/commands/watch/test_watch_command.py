@@ -274,7 +274,7 @@ def test_keys_sort_and_pause(repo: CachedRepo, terminal: Callable[..., Terminal]
     view.shows("removed +org/name")
 
 
-def test_a_screen_may_not_be_drawn_where_colours_are_not_wanted(
+def test_no_screen_is_drawn_where_colors_are_not_wanted(
     repo: CachedRepo, terminal: Callable[..., Terminal]
 ) -> None:
     view = terminal(NO_COLOR="1")
@@ -340,14 +340,14 @@ def test_json_is_one_valid_object_a_line_snapshot_first_failure_last(
         process.terminate()
         assert until("error")["exit_code"] == 143
         assert process.wait(PATIENCE) == 143
-    # The beginning of a download looks like damage only to who does not know what was there before.
+    # The beginning of a download is damage only if something was there before.
     assert "damaged" not in {line["kind"] for line in lines}
     for line in lines:
         validator.validate(line)
         assert line["schema"] == "vlmcache.watch/1"
 
 
-def test_lines_in_a_pipe_tell_what_happens_without_escape_codes(
+def test_lines_in_a_pipe_say_what_happens_without_escape_codes(
     repo: CachedRepo, vlmcache: Vlmcache
 ) -> None:
     with piped(vlmcache) as process:
@@ -366,7 +366,7 @@ def test_lines_in_a_pipe_tell_what_happens_without_escape_codes(
 
 
 @pytest.mark.usefixtures("three")
-def test_quiet_tells_ids(repo: CachedRepo, vlmcache: Vlmcache) -> None:
+def test_quiet_prints_ids(repo: CachedRepo, vlmcache: Vlmcache) -> None:
     result = vlmcache("watch", "--once", "-q")
     assert result.out.splitlines()[-1] == "org/name"
     assert len(result.out.splitlines()) == 4
@@ -386,7 +386,7 @@ def test_a_closed_pipe_ends_it_quietly_although_nothing_happens(
         process.stdout = None
 
 
-def test_once_looks_once(repo: CachedRepo, vlmcache: Vlmcache) -> None:
+def test_once_checks_once(repo: CachedRepo, vlmcache: Vlmcache) -> None:
     repo.partial(age=60)
     plain = vlmcache("watch", "--once")
     assert plain.code == 0

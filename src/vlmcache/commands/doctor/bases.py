@@ -17,13 +17,13 @@ from vlmcache.units import command, counted
 
 
 def check_bases(session: Session) -> Iterator[Finding]:
-    """Yield what is wrong with the bases, and what of them is not attached."""
+    """Yield what is wrong with the bases, and which models of them are not attached."""
     here = session.cache.dir
     for base in bases_beneath(here, session.config.base):
         if not os.path.isdir(base):
             detail = f"the base is not there: {base}"
-            again = command("detach", base)
-            remedy = f"mount it, or attach it where it is now; '{again}' removes the links to it"
+            detach = command("detach", base)
+            remedy = f"mount it, or attach it where it is now; '{detach}' removes the links to it"
             yield finding("base-absent", "warning", base, detail, remedy)
             continue
         try:
@@ -31,11 +31,11 @@ def check_bases(session: Session) -> Iterator[Finding]:
         except VlmcacheError as error:
             yield finding("base-unreadable", "error", base, error.message, _let_read(base))
             continue
-        yield from _check(state, here)
+        yield from _check_base(state, here)
 
 
-def _check(base: CacheState, here: str) -> Iterator[Finding]:
-    # Root may write everywhere but on a mount that nobody may write to.
+def _check_base(base: CacheState, here: str) -> Iterator[Finding]:
+    # Root can write everywhere except on a read-only mount.
     if os.access(base.dir, os.W_OK) and not is_root():
         yield finding(
             "base-writable",
@@ -44,7 +44,7 @@ def _check(base: CacheState, here: str) -> Iterator[Finding]:
             "you can write to the base: what removes models by their files can remove its own",
             "let only its admin write to it, or mount it read-only (docs/base.md)",
         )
-    shut = [
+    unreadable = [
         path
         for repo in base.repos
         for path in (
@@ -53,13 +53,13 @@ def _check(base: CacheState, here: str) -> Iterator[Finding]:
         )
         if not os.access(path, os.R_OK)
     ]
-    shut += (one.path for one in base.all_findings() if one.code == "unreadable-folder")
-    if shut:
-        detail = f"you cannot read {counted(len(shut), 'file')} of the base"
+    unreadable += (found.path for found in base.all_findings() if found.code == "unreadable-folder")
+    if unreadable:
+        detail = f"you cannot read {counted(len(unreadable), 'file')} of the base"
         listings = f"{os.sep}{layout.TREES}{os.sep}"
-        if all(listings in path for path in shut):
+        if all(listings in path for path in unreadable):
             detail += ": listings, without which a pull asks the hub"
-        yield finding("base-unreadable", "warning", shut[0], detail, _let_read(base.dir))
+        yield finding("base-unreadable", "warning", unreadable[0], detail, _let_read(base.dir))
     new = [
         repo.id
         for repo in base.repos

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import DRIVE_AWAY
 from vlmcache.cache.owners import owner_name
-from vlmcache.cache.state import Finding
+from vlmcache.cache.state import Finding, Severity
 from vlmcache.commands.doctor.values import Filesystem, PathFact
 from vlmcache.commands.status.values import Status, second_caches
 from vlmcache.config import Config, Session
@@ -18,18 +18,20 @@ from vlmcache.installing import install_extra, install_package
 from vlmcache.units import counted, size_text
 
 
-def finding(code: str, severity: str, path: str, detail: str, remedy: str | None = None) -> Finding:
+def finding(
+    code: str, severity: Severity, path: str, detail: str, remedy: str | None = None
+) -> Finding:
     """Return a finding that is about no repo."""
-    return Finding(code, severity, None, path, detail, remedy)  # type: ignore[arg-type]
+    return Finding(code, severity, None, path, detail, remedy)
 
 
 def those_that_hold(*rows: tuple[bool, Finding]) -> list[Finding]:
-    """Return the findings whose condition, named before each, holds."""
+    """Return the findings whose condition, which precedes each, holds."""
     return [finding for holds, finding in rows if holds]
 
 
 def check_paths(session: Session, paths: tuple[PathFact, ...]) -> Iterator[Finding]:
-    """Yield what is wrong with where things are."""
+    """Yield what is wrong with the paths that vlmcache uses."""
     location = session.cache
     for conflict in location.conflicts:
         yield finding(
@@ -54,7 +56,7 @@ def check_paths(session: Session, paths: tuple[PathFact, ...]) -> Iterator[Findi
 def filesystem_findings(
     filesystem: Filesystem, path: str, config: Config, frees: str
 ) -> list[Finding]:
-    """Return what the cache's filesystem cannot do."""
+    """Return what the cache's filesystem cannot do, and whether its disk is too full."""
     minimum = config.limits.min_free
     free = minimum if filesystem.free is None else filesystem.free
     return those_that_hold(
@@ -101,7 +103,7 @@ def filesystem_findings(
 
 
 def check_permissions(path: str) -> Iterator[Finding]:
-    """Yield what may not be read or written."""
+    """Yield what of the cache this user cannot read or write, and others can write."""
     exists = os.path.isdir(path)
     readable, writable = os.access(path, os.R_OK | os.X_OK), os.access(path, os.W_OK)
     yield from those_that_hold(
@@ -162,8 +164,8 @@ def check_permissions(path: str) -> Iterator[Finding]:
         )
 
 
-def check_versions(versions: dict[str, str | None]) -> list[Finding]:
-    """Return what is not installed, or too old."""
+def missing_packages(versions: dict[str, str | None]) -> list[Finding]:
+    """Return which packages for loading and quantizing are not installed."""
     missing = [name for name in ("torch", "transformers") if versions[name] is None]
     names = " and ".join(missing)
     return those_that_hold(
@@ -191,7 +193,7 @@ def check_versions(versions: dict[str, str | None]) -> list[Finding]:
 
 
 def check_cache(status: Status) -> Iterator[Finding]:
-    """Yield what is damaged in the cache."""
+    """Yield what is damaged or away in the cache, and what stands where a lock belongs."""
     yield from (known for known in status.findings if known.code in (DRIVE_AWAY, "wrong-lock"))
     errors = [known for known in status.findings if known.severity == "error"]
     if errors:

@@ -22,9 +22,9 @@ from vlmcache.commands.doctor.checks import (
     check_cache,
     check_paths,
     check_permissions,
-    check_versions,
     filesystem_findings,
     finding,
+    missing_packages,
 )
 from vlmcache.commands.doctor.sharing import check_owners, check_sharing
 from vlmcache.commands.doctor.values import Device, Diagnosis, Filesystem, Offline, PathFact
@@ -63,7 +63,7 @@ def diagnose(
     fix: bool = False,
     dry_run: bool = False,
 ) -> Diagnosis:
-    """Return what can be known of this machine. Nothing is left behind; no network is used.
+    """Return what can be found out about this machine; nothing is left behind, no network is used.
 
     Args:
         session: the environment, the configuration and the hub cache.
@@ -78,7 +78,7 @@ def diagnose(
         UsageError: the group does not exist.
     """
     environment, config, location = session
-    # First, so that what was repaired is not reported.
+    # First: what it repairs is not to be reported.
     access = None
     if shared is not None or fix:
         access = check_sharing(location.dir, shared, fix=fix and not dry_run)
@@ -89,24 +89,24 @@ def diagnose(
     devices = _devices(findings)
     if ask_torch and versions["torch"] is not None and versions["transformers"] is not None:
         devices = _seen_by_torch(devices, findings)
-    seen: Status | None = None
+    cache_status: Status | None = None
     missing: tuple[str, ...] = ()
     try:
-        seen = status(session)
-        missing = tuple(seen.incomplete)
+        cache_status = status(session)
+        missing = tuple(cache_status.incomplete)
     except (CacheError, ConfigError) as error:
         findings.append(finding("cache-path", "error", location.dir, error.message, error.hint))
     findings += check_paths(session, paths)
     findings += check_bases(session)
     findings += check_connection(environment, location.dir)
-    steps = seen.recommendations if seen is not None else ()
+    steps = cache_status.recommendations if cache_status is not None else ()
     advised = Advice(session)
     findings += filesystem_findings(filesystem, location.dir, config, what_frees(steps, advised))
     findings += check_permissions(location.dir)
     findings += check_owners(location.dir)
-    findings += check_versions(versions)
-    if seen is not None:
-        findings += check_cache(seen)
+    findings += missing_packages(versions)
+    if cache_status is not None:
+        findings += check_cache(cache_status)
     findings += (finding("configuration", "warning", config.path, text) for text in config.notices)
     findings += (
         finding("configuration", "info", os.path.join(environment.folder, ".env"), text)
@@ -122,7 +122,7 @@ def diagnose(
         devices=devices,
         quantization=f"bitsandbytes {version}" if (version := versions["bitsandbytes"]) else None,
         offline=Offline(
-            not missing and seen is not None, missing, environment.offline_by is not None
+            not missing and cache_status is not None, missing, environment.offline_by is not None
         ),
         findings=tuple(map(advised.completed, findings)),
         shared=access.sharing if access is not None else None,
@@ -159,7 +159,7 @@ def _writable(path: str) -> bool:
 
 
 def _variables(environment: Environment) -> dict[str, str]:
-    """Return the variables that bear on the cache; of secrets only that they are set."""
+    """Return the variables that affect the cache; of secrets only that they are set."""
     return {
         environment.source(name): _without_secrets(name, value)
         for name, value in sorted(environment.variables.items())
@@ -241,8 +241,8 @@ def _seen_by_torch(devices: tuple[Device, ...], findings: list[Finding]) -> tupl
             finding("torch-broken", "warning", sys.prefix, error.message, install_extra("load"))
         )
         return devices
-    seen = answer["accelerators"]
-    if devices and not seen:
+    accelerators = answer["accelerators"]
+    if devices and not accelerators:
         findings.append(
             finding(
                 "torch-without-gpu",
@@ -253,7 +253,7 @@ def _seen_by_torch(devices: tuple[Device, ...], findings: list[Finding]) -> tupl
             )
         )
     drivers = {device.name: device.driver for device in devices}
-    named = {accelerator["name"] for accelerator in seen}
+    named = {accelerator["name"] for accelerator in accelerators}
     return (
         *(
             Device(
@@ -262,7 +262,7 @@ def _seen_by_torch(devices: tuple[Device, ...], findings: list[Finding]) -> tupl
                 drivers.get(accelerator["name"]),
                 accelerator["device"],
             )
-            for accelerator in seen
+            for accelerator in accelerators
         ),
         *(device for device in devices if device.name not in named),
     )

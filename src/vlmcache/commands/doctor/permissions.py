@@ -35,16 +35,16 @@ _WRITING = 7
 
 
 class AccessEntry(NamedTuple):
-    """A folder or file as the filesystem reports it.
-
-    inherits, of a folder: whether what is made in it can be written by its group whatever the
-    umask is, `None` if the filesystem has no such thing.
-    """
+    """A folder or file as the filesystem reports it."""
 
     path: str
     kind: EntryKind
     status: os.stat_result
     inherits: bool | None = None
+    """Of a folder, whether its group can write what is made in it, whatever the umask is.
+
+    `None` if the filesystem has no such thing.
+    """
 
 
 def entries(cache_dir: str) -> Iterator[AccessEntry | Kept]:
@@ -108,7 +108,7 @@ def inherits(folder: str | int) -> bool | None:
 
 
 def let_inherit(folder: str | int, mode: int) -> None:
-    """Let what is made in a folder be writable by its group, and readable by others as it is.
+    """Let the group write what is made in a folder, and others read it as they can the folder.
 
     Args:
         folder: its path, or a descriptor of it.
@@ -199,8 +199,8 @@ def is_shared(listed: Sequence[AccessEntry]) -> bool:
 def astray(entry: AccessEntry, top: os.stat_result, *, shared: bool) -> bool:
     """Return whether an entry belongs to another user than it should: that of the cache's folder.
 
-    In a shared cache each user owns what they have added; what root has made belongs to nobody who
-    uses it.
+    In a shared cache each user owns what they have added; what root has made should be the cache
+    owner's.
 
     Args:
         entry: of the cache.
@@ -252,7 +252,7 @@ def _action(
 
 
 def set_access(plan: Plan, cache_dir: str) -> Receipt:
-    """Set modes and groups as planned, as far as the system lets.
+    """Set modes, groups and owners as planned, as far as the system allows it.
 
     Args:
         plan: of `plan_access`, for this cache.
@@ -299,6 +299,6 @@ def _set(entry: int | str, action: SetAccess) -> None:
         "mode": modes.S_IMODE(facts.st_mode) == action.mode,
         "default ACL": not action.inherit or bool(inherits(entry)),
     }
-    for what, holds in kept.items():
+    for name, holds in kept.items():
         if not holds:
-            raise PermissionError(errno.EPERM, f"the system did not set the {what}", action.path)
+            raise PermissionError(errno.EPERM, f"the system did not set the {name}", action.path)

@@ -1,4 +1,4 @@
-"""What `doctor` says of each check in one line: the fact, or what is wrong with it (pure)."""
+"""What `doctor` says about each check in one line: the fact, or what is wrong (pure)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from vlmcache.cache.state import Finding
 from vlmcache.commands.doctor.values import Diagnosis, Filesystem
 from vlmcache.units import counted, size_text
 
-Outcome = Literal["failed", "warning", "ok"]
-_OUTCOMES: dict[str, Outcome] = {"error": "failed", "warning": "warning", "info": "ok"}
-_ORDER: tuple[Outcome, ...] = ("failed", "warning", "ok")
+CheckOutcome = Literal["failed", "warning", "ok"]
+_OUTCOMES: dict[str, CheckOutcome] = {"error": "failed", "warning": "warning", "info": "ok"}
+_ORDER: tuple[CheckOutcome, ...] = ("failed", "warning", "ok")
 
 
-class Result(NamedTuple):
-    """A check: how it went, what is so, and the findings that say more."""
+class CheckResult(NamedTuple):
+    """A check: how it went, the fact that it found, and the findings that say more."""
 
     name: str
-    outcome: Outcome
+    outcome: CheckOutcome
     fact: str
     findings: tuple[Finding, ...] = ()
 
@@ -62,7 +62,7 @@ _CHECKS: dict[str, tuple[str, ...]] = {
 """Name of a check -> the codes of what it finds."""
 
 
-def results_of(diagnosis: Diagnosis) -> list[Result]:
+def check_results(diagnosis: Diagnosis) -> list[CheckResult]:
     """Return the checks, those with problems first."""
     of_code = {code: name for name, codes in _CHECKS.items() for code in codes}
     found: dict[str, list[Finding]] = {name: [] for name in _CHECKS}
@@ -75,15 +75,15 @@ def results_of(diagnosis: Diagnosis) -> list[Result]:
     results = []
     for name, findings in found.items():
         outcomes = {_OUTCOMES[finding.severity] for finding in findings}
-        outcome: Outcome = next((each for each in _ORDER if each in outcomes), "ok")
+        outcome: CheckOutcome = next((each for each in _ORDER if each in outcomes), "ok")
         if name == "offline" and diagnosis.offline.forced and not diagnosis.offline.ready:
             outcome = "warning"
         findings.sort(key=lambda finding: _ORDER.index(_OUTCOMES[finding.severity]))
-        results.append(Result(name, outcome, facts.get(name, ""), tuple(findings)))
+        results.append(CheckResult(name, outcome, facts.get(name, ""), tuple(findings)))
     return sorted(results, key=lambda result: _ORDER.index(result.outcome))
 
 
-def summary(results: list[Result]) -> str:
+def summary(results: list[CheckResult]) -> str:
     """Return how the checks went: `1 failed, 2 warnings, 10 ok`."""
     outcomes = [result.outcome for result in results]
     failed, warnings, fine = (outcomes.count(each) for each in _ORDER)
@@ -100,7 +100,7 @@ def _is_about_the_hub(finding: Finding, diagnosis: Diagnosis) -> bool:
 
 
 def _facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
-    """Yield name of a check -> what is so."""
+    """Yield the name of each check and the fact that it found."""
     for fact in diagnosis.paths:
         absent = "" if fact.exists else ", does not exist yet"
         name = {"vlmcache": "home"}.get(fact.name, fact.name)
@@ -116,9 +116,13 @@ def _facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
     yield "hub", "the settings can be used; nothing was asked"
     yield "python", f"{diagnosis.python}, {diagnosis.platform}"
     versions = diagnosis.versions
-    # Those that the two next checks name are not repeated.
-    named = {name: version for name, version in versions.items() if name != "bitsandbytes"}
-    yield "loading", ", ".join(f"{name} {version}" for name, version in named.items() if version)
+    # The next check names bitsandbytes.
+    installed = (
+        f"{name} {version}"
+        for name, version in versions.items()
+        if version and name != "bitsandbytes"
+    )
+    yield "loading", ", ".join(installed)
     yield "quantization", diagnosis.quantization or "bitsandbytes is not installed"
     yield "gpu", "; ".join(_devices(diagnosis)) or "none that an NVIDIA driver names"
     offline = diagnosis.offline

@@ -24,15 +24,15 @@ from vlmcache.commands.doctor.permissions import (
     plan_access,
     set_access,
 )
-from vlmcache.commands.doctor.values import Access, Sharing
+from vlmcache.commands.doctor.values import AccessReport, Sharing
 from vlmcache.errors import UsageError
 from vlmcache.units import and_more
 
 _ROUNDS = 16
-"""How often folders are read again that could not be entered before."""
+"""How often closed folders are read again after they were opened, one depth after the other."""
 
 
-def check_sharing(cache_dir: str, group: str | None, *, fix: bool) -> Access:
+def check_sharing(cache_dir: str, group: str | None, *, fix: bool) -> AccessReport:
     """Return what has to change so that a group shares a cache, or its owner alone has it.
 
     Args:
@@ -50,10 +50,10 @@ def check_sharing(cache_dir: str, group: str | None, *, fix: bool) -> Access:
     root = os.path.abspath(cache_dir)
     sharing = _sharing(group) if group is not None else None
     gid = sharing.gid if sharing is not None else None
-    is_there = os.path.isdir(root)
-    if is_there and keeps_modes(Tree(root), root) is False:
-        return Access(sharing, Plan(()), Receipt(()) if fix else None, (_no_modes(root),))
-    plan = plan_access(entries(root), gid) if is_there else Plan(())
+    exists = os.path.isdir(root)
+    if exists and keeps_modes(Tree(root), root) is False:
+        return AccessReport(sharing, Plan(()), Receipt(()) if fix else None, (_no_modes(root),))
+    plan = plan_access(entries(root), gid) if exists else Plan(())
     receipt = None
     if fix:
         plan, receipt = _fix(root, gid, plan)
@@ -61,7 +61,7 @@ def check_sharing(cache_dir: str, group: str | None, *, fix: bool) -> Access:
     left = len(plan.actions if receipt is None else receipt.undone)
     if left:
         findings.insert(0, _open_finding(root, left, plan, sharing, fixed=fix))
-    return Access(sharing, plan, receipt, tuple(findings))
+    return AccessReport(sharing, plan, receipt, tuple(findings))
 
 
 def _no_modes(root: str) -> Finding:
@@ -76,7 +76,7 @@ def _no_modes(root: str) -> Finding:
 
 
 def _fix(root: str, gid: int | None, plan: Plan) -> tuple[Plan, Receipt]:
-    """Carry a plan out, and what shows only once closed folders are open."""
+    """Carry a plan out, then plan and fix what was in folders that could not be read before."""
     receipt = set_access(plan, root)
     for _ in range(_ROUNDS if plan.actions else 0):
         tried = {outcome.path for outcome in receipt.outcomes}
@@ -90,19 +90,19 @@ def _fix(root: str, gid: int | None, plan: Plan) -> tuple[Plan, Receipt]:
 
 
 def check_owners(cache_dir: str) -> Iterator[Finding]:
-    """Yield what of a cache belongs to another user than it should, `sudo` having made it."""
+    """Yield the finding of entries that belong to another user than they should, such as root."""
     root = os.path.abspath(cache_dir)
     listed = [entry for entry in entries(root) if isinstance(entry, AccessEntry)]
     shared = bool(listed) and is_shared(listed)
-    lost = [entry for entry in listed if astray(entry, listed[0].status, shared=shared)]
-    if lost:
-        owners = sorted({owner_name(entry.status.st_uid) for entry in lost})
-        belongs = "entry belongs" if len(lost) == 1 else "entries belong"
+    strays = [entry for entry in listed if astray(entry, listed[0].status, shared=shared)]
+    if strays:
+        owners = sorted({owner_name(entry.status.st_uid) for entry in strays})
+        belongs = "entry belongs" if len(strays) == 1 else "entries belong"
         detail = (
-            f"{len(lost)} {belongs} to {', '.join(owners)}, and the cache to "
-            f"{owner_name(listed[0].status.st_uid)}: {lost[0].path}{and_more(len(lost) - 1)}"
+            f"{len(strays)} {belongs} to {', '.join(owners)}, and the cache to "
+            f"{owner_name(listed[0].status.st_uid)}: {strays[0].path}{and_more(len(strays) - 1)}"
         )
-        yield finding("wrong-owner", "warning", lost[0].path, detail, fix_owners(root))
+        yield finding("wrong-owner", "warning", strays[0].path, detail, fix_owners(root))
 
 
 def _sharing(name: str) -> Sharing:

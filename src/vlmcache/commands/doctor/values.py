@@ -14,15 +14,17 @@ from vlmcache.units import and_more
 
 
 class PathFact(msgspec.Struct, frozen=True):
-    """A folder or file that vlmcache uses, and the setting that chose it."""
+    """A folder or file that vlmcache uses."""
 
     name: str
     path: str
     source: str
+    """The setting that chose it."""
     exists: bool
     writable: bool
+    """Whether it, or the folder that would hold it, can be written."""
     owner: str | None = None
-    """Of the cache, the names of its user and group."""
+    """The names of its user and group; of the cache alone."""
 
 
 class Filesystem(msgspec.Struct, frozen=True):
@@ -41,16 +43,18 @@ class Filesystem(msgspec.Struct, frozen=True):
     modes: bool | None = None
     """Whether a file keeps the mode that it is given."""
     large_files: bool | None = None
-    """Whether a file can have 4 GiB and more, as far as the system says it without writing them."""
+    """Whether a file can have 4 GiB and more, as far as that is known without writing one."""
 
 
 class Device(msgspec.Struct, frozen=True):
-    """An accelerator. `memory` is bytes; `torch` is how torch names it, if it sees it."""
+    """An accelerator."""
 
     name: str
     memory: int | None
+    """Bytes."""
     driver: str | None
     torch: str | None = None
+    """What torch calls it, if torch sees it."""
 
 
 class Offline(msgspec.Struct, frozen=True):
@@ -58,16 +62,13 @@ class Offline(msgspec.Struct, frozen=True):
 
     ready: bool
     lacking: tuple[str, ...]
+    """The keys of the models that are not cached."""
     forced: bool
-    """True if HF_HUB_OFFLINE is set."""
+    """Whether HF_HUB_OFFLINE is set."""
 
 
 class Diagnosis(Report, frozen=True):
-    """What `vlmcache doctor` returns.
-
-    With `--shared` or `--fix`: plan is what has to change in the cache's permissions, receipt what
-    was changed.
-    """
+    """What `vlmcache doctor` returns."""
 
     paths: tuple[PathFact, ...]
     variables: dict[str, str]
@@ -81,7 +82,9 @@ class Diagnosis(Report, frozen=True):
     findings: tuple[Finding, ...]
     shared: Sharing | None = None
     plan: Plan | None = None
+    """With `--shared` or `--fix`: what has to change in the cache's permissions."""
     receipt: Receipt | None = None
+    """With `--fix`: what was changed."""
 
     def with_findings(self, findings: tuple[Finding, ...]) -> Diagnosis:
         """Return the same with more findings."""
@@ -100,16 +103,17 @@ class Diagnosis(Report, frozen=True):
 
 
 class Sharing(msgspec.Struct, frozen=True):
-    """The group that shares a cache. umask is the one of this process."""
+    """The group that shares a cache."""
 
     group: str
     gid: int
     members: tuple[str, ...]
     umask: str | None
+    """Of this process, in octal; `None` if the system does not show it."""
 
 
-class Access(msgspec.Struct, frozen=True):
-    """What has to change in the permissions of a cache, and of a fix what was done."""
+class AccessReport(msgspec.Struct, frozen=True):
+    """What has to change in the permissions of a cache, and what a fix has changed."""
 
     sharing: Sharing | None
     plan: Plan

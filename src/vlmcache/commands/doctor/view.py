@@ -9,7 +9,7 @@ from rich.text import Text
 
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Plan, SetAccess
-from vlmcache.commands.doctor.results import Result, results_of, summary
+from vlmcache.commands.doctor.results import CheckResult, check_results, summary
 from vlmcache.commands.doctor.values import Diagnosis
 from vlmcache.show.console import console
 from vlmcache.show.prose import whole
@@ -36,7 +36,7 @@ def show(diagnosis: Diagnosis, *, verbose: bool = False) -> None:
             start = Text(_WORDS[finding.severity].ljust(12), SEVERITY_COLORS[finding.severity])
             _print_finding(out, finding, start)
         return
-    results = results_of(diagnosis)
+    results = check_results(diagnosis)
     print_rows(out, [Text(summary(results), "bold"), Text()])
     for result in results:
         _print_result(out, result)
@@ -50,7 +50,7 @@ def show(diagnosis: Diagnosis, *, verbose: bool = False) -> None:
         print_rows(out, wrapped(out, whole(printable(line)), 2))
 
 
-def _print_result(out: Console, result: Result) -> None:
+def _print_result(out: Console, result: CheckResult) -> None:
     start = Text.assemble(
         (result.outcome.ljust(_OUTCOME), _COLORS[result.outcome]), result.name.ljust(_NAME)
     )

@@ -1,4 +1,4 @@
-"""`pull --add`: models are added to the user's config.yaml, which stays as it is otherwise."""
+"""`pull --add`: models are added to the user's config.yaml, which otherwise stays as it is."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Addition(NamedTuple):
     key: str
     repo: str
     path: str
+    """The file."""
     new: bool
     """False if the file named the model before."""
     active: str | None
@@ -35,8 +36,8 @@ class Addition(NamedTuple):
 class ConfigAdder:
     """Adds models to the user's config.yaml.
 
-    It is the one that `--config` or `VLMCACHE_CONFIG` names, else that of the user's folder, which
-    is made if it is not there.
+    It is the one that `--config` or `VLMCACHE_CONFIG` names, else the one in the user's folder,
+    which is made if it does not exist.
 
     Args:
         session: what the command works on.
@@ -102,7 +103,7 @@ class ConfigAdder:
             return new
 
         planned = self._with_models(self._content(), models)[1]
-        if dry_run or not any(one.new for one in planned):
+        if dry_run or not any(addition.new for addition in planned):
             return planned
         change(self.path, changed)
         return additions
@@ -126,7 +127,7 @@ class ConfigAdder:
         additions: list[Addition] = []
         entries: list[Entry] = []
         for model in models:
-            same = next((key for key, one in known.items() if _is_same(one, model)), None)
+            same = next((key for key, listed in known.items() if _is_same(listed, model)), None)
             if same is not None:
                 additions.append(Addition(same, model.repo, self.path, False, self.active))
                 continue
@@ -148,8 +149,8 @@ class ConfigAdder:
             ) from None
 
 
-def _is_same(one: ModelConfig, other: ModelConfig) -> bool:
-    return (one.repo.casefold(), one.revision, one.variant) == (
+def _is_same(model: ModelConfig, other: ModelConfig) -> bool:
+    return (model.repo.casefold(), model.revision, model.variant) == (
         other.repo.casefold(),
         other.revision,
         other.variant,

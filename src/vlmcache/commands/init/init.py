@@ -50,15 +50,15 @@ def init(session: Session, config: str | None = None, *, dry_run: bool = False) 
     for repo in sorted(state.repos, key=lambda repo: (repo.id.casefold(), repo.id)):
         if repo.type != "model" or not layout.is_repo_id(repo.id):
             continue
-        found = list(_models_of(state, repo))
-        if not found:
+        models = list(_models_of(state, repo))
+        if not models:
             left_out.append(repo.id)
-        for model, size in found:
+        for model, size in models:
             key = key_for(repo.id, taken | ids - {repo.id.casefold()}, model.variant)
             taken.add(key)
             entries.append(Entry(key, model, size_text(size)))
     text = new_file(entries, left_out)
-    # What was written has to be what is read, whatever the names in the cache are.
+    # Whatever the names in the cache are, what is read has to be what was meant.
     read = parse_config(text.encode(), path, "user")
     named = {entry.key: entry.model.repo for entry in entries} or {
         key: model.repo for key, model in shipped_config().models.items()
@@ -119,7 +119,7 @@ def new_file(entries: Sequence[Entry], left_out: Sequence[str] = ()) -> str:
 
 
 def _models_of(state: CacheState, repo: Repo) -> Iterator[tuple[ModelConfig, int]]:
-    """Yield what names the complete revision of a repo, a model for each GGUF variant; its size."""
+    """Yield a model for the complete revision of a repo, or for each GGUF variant, and its size."""
     revision = _revision_of(state, repo)
     if revision is None:
         return
@@ -128,9 +128,9 @@ def _models_of(state: CacheState, repo: Repo) -> Iterator[tuple[ModelConfig, int
     found = gguf.variants(names)
     sizes = found.sizes(names)
     variants = [
-        one.name
-        for one in found.variants
-        if judge(repo, revision, state.repo, one.name).state in _KEPT
+        variant.name
+        for variant in found.variants
+        if judge(repo, revision, state.repo, variant.name).state in _KEPT
     ]
     model = ModelConfig("", repo.id, revision)
     if not variants:
@@ -140,10 +140,9 @@ def _models_of(state: CacheState, repo: Repo) -> Iterator[tuple[ModelConfig, int
 
 
 def _revision_of(state: CacheState, repo: Repo) -> str | None:
-    """Return the revision that is meant if none is named, or else the newest complete one."""
+    """Return `main` if it is complete, or else a name of the newest complete revision."""
     if repo.away is not None or judge(repo, "main", state.repo).state in _KEPT:
         return "main"
-
     for revision in sorted(repo.revisions, key=lambda revision: -revision.mtime_ns):
         if judge_revision(repo, revision, state.repo).state in _KEPT:
             refs = sorted(ref for ref in revision.refs if layout.is_revision(ref))

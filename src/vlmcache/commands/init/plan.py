@@ -1,7 +1,7 @@
 """The content of a config.yaml: a new one, or one with a model added (pure).
 
-An existing file keeps every byte. Whether it does what is meant is not left to the rules below: the
-events of YAML before and after are compared, and our own reader reads the result.
+An existing file keeps every byte. The rules below are not trusted to do what is meant: the events
+of YAML before and after are compared, and our own reader reads the result.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _HEADER = """\
 """
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
-"""Text that needs no quotes, unless it looks like something else than text."""
+"""Text that needs no quotes, unless YAML reads it as something else than text."""
 
 
 class NotAddedError(Exception):
-    """A model cannot be added without a risk for the rest of the file."""
+    """A model cannot be added without risk to the rest of the file."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -64,7 +64,7 @@ class Entry(msgspec.Struct, frozen=True):
 
     @property
     def read_back(self) -> ModelConfig:
-        """The model as the entry says it; what a command line or another file adds is left out."""
+        """The model as the entry is read, without what a command line or another file adds."""
         model = self.model
         return ModelConfig(
             self.key,
@@ -206,12 +206,12 @@ def _changes(text: str, events: list[Any], entries: Collection[Entry]) -> Iterat
         return
     indent = " " * events[2].start_mark.column
     sections = list(_children(events, 2))
-    found = [
+    models = [
         (start, end)
         for key, start, end in sections
         if isinstance(events[key], yaml.ScalarEvent) and events[key].value == "models"
     ]
-    if not found:
+    if not models:
         last = sections[-1][2]
         body = entries_text(entries, f"{indent}  ", line_end)
         # A block scalar at the end may keep the blank line as its own.
@@ -219,13 +219,13 @@ def _changes(text: str, events: list[Any], entries: Collection[Entry]) -> Iterat
             added = f"{blank}{indent}models:{line_end}{body}"
             yield _Change(text + glue + added, last, last)
         return
-    if len(found) > 1:
+    if len(models) > 1:
         return
-    ((start, end),) = found
+    ((start, end),) = models
     value: Any = events[start]
     if value.anchor is not None:
         return  # What refers to it would change too.
-    begin, stop = value.start_mark.index, value.end_mark.index
+    begin = value.start_mark.index
     if isinstance(value, yaml.MappingStartEvent) and end - start > 2:
         place = next(filter(None, map(_exact_end, reversed(events[start + 1 : end - 1]))))
         if value.flow_style:
@@ -234,7 +234,8 @@ def _changes(text: str, events: list[Any], entries: Collection[Entry]) -> Iterat
             return
         first: Any = events[start + 1]
         column = first.start_mark.column
-        yield _inserted(text, place, column, entries, line_end, (end - 1, end - 1))
+        longer = _inserted(text, place, column, entries, line_end)
+        yield _Change(longer, end - 1, end - 1)
         return
     if isinstance(value, yaml.ScalarEvent | yaml.MappingStartEvent):
         # `models:`, `models: null` or `models: {}`
@@ -242,11 +243,12 @@ def _changes(text: str, events: list[Any], entries: Collection[Entry]) -> Iterat
         if not _BREAK.search(text[begin:stop]):
             text = text[:begin].rstrip(" ") + text[stop:] if stop > begin else text
             place = len(text[:begin].rstrip(" ")) if stop > begin else begin
-            yield _inserted(text, place, len(indent) + 2, entries, line_end, (start, end))
+            longer = _inserted(text, place, len(indent) + 2, entries, line_end)
+            yield _Change(longer, start, end)
 
 
 def _exact_end(event: Any) -> int | None:
-    """Return where what an event ends has its end; `None` for what ends where the next begins."""
+    """Return where the node of an event ends; `None` if only where the next begins is known."""
     ends = isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent)
     if ends and event.end_mark.index > event.start_mark.index:  # in flow style
         return int(event.end_mark.index)
@@ -260,16 +262,15 @@ def _inserted(
     column: int,
     entries: Collection[Entry],
     line_end: str,
-    replaced: tuple[int, int],
-) -> _Change:
-    """Return the text with entries after the line of a place, and after comments of their depth."""
+) -> str:
+    """Return the text with entries after the line of a place and the comments that belong to it."""
     at_start = place > 0 and _BREAK.fullmatch(text[place - 1]) is not None
     line = None if at_start else _BREAK.search(text, place)
     position = place if at_start else len(text) if line is None else line.end()
     position = _after_comments(text, position, column)
     glue = "" if position and _BREAK.fullmatch(text[position - 1]) else line_end
     new = glue + entries_text(entries, " " * column, line_end)
-    return _Change(text[:position] + new + text[position:], *replaced)
+    return text[:position] + new + text[position:]
 
 
 def _after_comments(text: str, position: int, column: int) -> int:
@@ -297,7 +298,7 @@ def _children(events: list[Any], start: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _skipped(events: list[Any], at: int) -> int:
-    """Return the index after the node that begins at one."""
+    """Return the index after the node that begins at an index."""
     depth = 0
     while True:
         depth += isinstance(events[at], yaml.CollectionStartEvent)

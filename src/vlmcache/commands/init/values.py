@@ -15,7 +15,7 @@ class ConfigWriteError(VlmcacheError):
 
 
 class ConfigExistsError(ConfigWriteError):
-    """There is something already at the place of a new config.yaml."""
+    """Something is already at the place of a new config.yaml."""
 
     code = "config-exists"
     exit_code = ExitCode.USAGE

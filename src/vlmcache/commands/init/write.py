@@ -1,4 +1,4 @@
-"""A config.yaml gets to its place by one rename, or not at all."""
+"""Writing a config.yaml: it is put in its place complete, or not at all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_absent(path: str) -> None:
 
 
 def create(path: str, content: bytes) -> None:
-    """Write a new file. What has its name by then is never replaced.
+    """Write a new file; whatever has its name by then is never replaced.
 
     Raises:
         ConfigExistsError: something has its name.
@@ -108,7 +108,7 @@ def _written(tree: Tree, path: str, content: bytes) -> Iterator[str]:
 
 
 def _create_directly(tree: Tree, path: str, content: bytes) -> None:
-    """Write a new file in its place, on a filesystem where it cannot be put there complete."""
+    """Write a new file in its place, where no complete file can be put there without hard links."""
     try:
         descriptor = tree.create(path)
     except FileExistsError:
@@ -126,7 +126,7 @@ def _create_directly(tree: Tree, path: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: str) -> Iterator[None]:
-    """Hold a folder's lock, where the system has such."""
+    """Hold a folder's lock, if the system has one."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
             import fcntl
@@ -139,7 +139,7 @@ def _alone(folder: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(path: str) -> Iterator[None]:
-    """Make of the system's refusal what it means to a user."""
+    """Turn the system's refusal into an error that says what it means to a user."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A planned move carried out, and an unfinished one taken back; what is noted of it meanwhile."""
+"""Carrying out a planned move, taking an unfinished one back, and the notes of both."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.tree import identity_of
 from vlmcache.cache.usage import Usage, who_uses
 from vlmcache.change import place as change_place
+from vlmcache.change.move_results import MovedRepo
 from vlmcache.change.moved_note import record_size, remove_record, write_moves, write_record
 from vlmcache.change.plan import (
     Action,
@@ -36,7 +37,7 @@ from vlmcache.change.space import FreeSpace
 from vlmcache.change.tree import Tree
 from vlmcache.commands.move.copy import Copier
 from vlmcache.commands.move.plan import Destination
-from vlmcache.commands.move.values import MovedRepo, MoveReport, repo_row
+from vlmcache.commands.move.values import MoveReport, repo_row
 from vlmcache.errors import (
     CacheError,
     ChangedError,
@@ -53,25 +54,25 @@ class MoveNotes:
 
     Args:
         cache_dir: the cache's real path.
-        there: the other cache, opened.
+        tree: the other cache, opened.
     """
 
-    def __init__(self, cache_dir: str, there: Tree) -> None:
+    def __init__(self, cache_dir: str, tree: Tree) -> None:
         self.cache_dir = cache_dir
-        self.there = there
-        self.destination = there.root
+        self.tree = tree
+        self.destination = tree.root
         self.freed = 0
         """Bytes of disk that records gave back, less what they occupy now."""
         self._begun = MoveRecord(cache_dir, finished=False)
 
     def begin(self, moves: Sequence[Move]) -> set[str]:
-        """Note which repos are on their way, and return the folders that others have put there.
+        """Note which repos are on their way; return those whose place something else has taken.
 
         Raises:
             OSError: the system refuses.
         """
         # Read again, now that no other move can change it.
-        noted = dict(read_moves(self.there))
+        noted = dict(read_moves(self.tree))
         foreign: set[str] = set()
         for move in moves:
             folder = os.path.basename(move.path)
@@ -82,11 +83,11 @@ class MoveNotes:
             else:
                 noted[folder] = self._begun
         if moves:
-            write_moves(self.there, noted)
+            write_moves(self.tree, noted)
         return foreign
 
     def record(self, folder: str) -> None:
-        """Record where a repo goes, before its link is all that there is of it here."""
+        """Record where a repo is moved to, before only a link is left of it here."""
         with self._counted(folder):
             write_record(self.cache_dir, folder, self.destination)
 
@@ -105,12 +106,12 @@ class MoveNotes:
             self.freed += before - record_size(self.cache_dir, folder)
 
     def finish(self, *, link: bool) -> Outcome | None:
-        """Note as finished whatever has its link now, and forget what is to have no link.
+        """Note as finished each repo that has its link now, and forget those that get no link.
 
         Returns:
             What failed, if anything did.
         """
-        before = read_moves(self.there)
+        before = read_moves(self.tree)
         noted = dict(before)
         for folder, move in before.items():
             path = os.path.join(self.cache_dir, folder)
@@ -122,7 +123,7 @@ class MoveNotes:
                 del noted[folder]
         try:
             if noted != before:
-                write_moves(self.there, noted)
+                write_moves(self.tree, noted)
         except OSError as error:
             detail = f"the note cannot be written: {reason_of(error)}: {self.destination}"
             return Outcome("note", self.destination, "failed", detail=detail)
@@ -133,53 +134,53 @@ class MoveNotes:
         jobs = os.listdir(top) if os.path.isdir(top) else []
         return any(os.path.lexists(os.path.join(top, job, folder)) for job in jobs)
 
-    def forget_return(self, back: Collection[str]) -> None:
-        """Forget here that repos had come from the destination, to which they are back.
+    def forget_return(self, returned: Collection[str]) -> None:
+        """Forget here that repos had come from the destination, where they are again.
 
-        Until nothing of one is left here, its note shows whose leftovers these are.
+        While leftovers of one are here, its note shows whose they are.
         """
         before = read_moves(self.cache_dir)
-        back = {folder for folder in back if not self._has_leftovers(folder)}
-        for folder in back:
+        returned = {folder for folder in returned if not self._has_leftovers(folder)}
+        for folder in returned:
             if not os.path.islink(os.path.join(self.destination, folder)):
                 with contextlib.suppress(OSError):
                     remove_record(self.destination, folder)
         noted = {
             folder: move
             for folder, move in before.items()
-            if folder not in back or move.cache != self.destination
+            if folder not in returned or move.cache != self.destination
         }
         if noted != before:
             with contextlib.suppress(OSError, CacheError):
                 write_moves(self.cache_dir, noted)
 
 
-def take_back(value: MoveReport, unfinished: Sequence[str], there: Tree) -> Receipt:
+def take_moves_back(planned: MoveReport, unfinished: Sequence[str], tree: Tree) -> Receipt:
     """Undo unfinished moves, and return what became of each step.
 
     Args:
-        value: the plan.
+        planned: the answer of a dry run.
         unfinished: folders of the repos.
-        there: the destination.
+        tree: the destination, opened.
     """
-    place, cache = value.destination, Tree(value.cache)
-    space = FreeSpace(value.cache)
+    place, cache = planned.destination, Tree(planned.cache)
+    space = FreeSpace(planned.cache)
     outcomes: list[Outcome] = []
-    for action in value.plan.actions:
+    for action in planned.plan.actions:
         if isinstance(action, PutBack):
             change_place.put_back(cache, action.aside, action.path)
             outcomes.append(Outcome("put-back", action.path, "done"))
-    inside = place.rstrip(os.sep) + os.sep
-    below = (action for action in value.plan.actions if action.path.startswith(inside))
-    receipt = execute(Plan(tuple(below)), there)
+    inside = os.path.join(place, "")
+    below = (action for action in planned.plan.actions if action.path.startswith(inside))
+    receipt = execute(Plan(tuple(below)), tree)
     if receipt.whole:
         for folder in unfinished:
-            if not os.path.islink(os.path.join(value.cache, folder)):
-                remove_record(value.cache, folder)
-        ended = {*unfinished} - {os.path.basename(kept.path) for kept in value.plan.kept}
-        noted = read_moves(there)
-        write_moves(there, {folder: noted[folder] for folder in noted if folder not in ended})
-        Copier(cache, there).finish()
+            if not os.path.islink(os.path.join(planned.cache, folder)):
+                remove_record(planned.cache, folder)
+        ended = {*unfinished} - {os.path.basename(kept.path) for kept in planned.plan.kept}
+        noted = read_moves(tree)
+        write_moves(tree, {folder: noted[folder] for folder in noted if folder not in ended})
+        Copier(cache, tree).finish()
     return space.measured(Receipt((*outcomes, *receipt.outcomes), receipt.freed))
 
 
@@ -195,7 +196,7 @@ def repos_in_use(state: CacheState, repos: Sequence[Repo], usage: Usage) -> tupl
 
 @contextlib.contextmanager
 def refusals(place: str) -> Iterator[None]:
-    """Turn the system's refusals to write into errors of ours."""
+    """Turn the system's refusals to write into errors that say what to do."""
     try:
         yield
     except OSError as error:
@@ -222,39 +223,35 @@ class Mover:
         state: the cache.
         destination: what was there when the plan was made.
         planned: the answer of a dry run.
-        rest: folders of repos that an interrupted move has brought over and not finished.
-        progress: shows the progress.
-        there: the destination's folder, opened.
+        tree: the destination's folder, opened.
     """
 
     def __init__(
-        self,
-        state: CacheState,
-        destination: Destination,
-        planned: MoveReport,
-        rest: Sequence[str],
-        progress: Progress,
-        there: Tree,
+        self, state: CacheState, destination: Destination, planned: MoveReport, tree: Tree
     ) -> None:
         self.state = state
         self.cache = Tree(state.dir)
         self.destination = destination
         self.planned = planned
         self.actions = planned.plan.actions
-        self.rest = rest
-        self.progress = progress
         self.repos: list[MovedRepo] = []
         self.outcomes: list[Outcome] = []
         self.freed = 0
-        self.gone: set[str] = set()
-        self.came_back: set[str] = set()
+        self.switched: set[str] = set()
+        """Folders of repos that are at the destination only, or linked there."""
+        self.returning: set[str] = set()
         """Folders of repos that come back to where they have left a link."""
-        self.copier = Copier(self.cache, there, same_disk=destination.same_disk)
-        self.notes = MoveNotes(state.dir, there)
+        self.copier = Copier(self.cache, tree, same_disk=destination.same_disk)
+        self.notes = MoveNotes(state.dir, tree)
         self.space = FreeSpace(state.dir)
 
-    def run(self) -> MoveReport:
-        """Carry the plan out, and return what became of it."""
+    def run(self, rest: Sequence[str], progress: Progress) -> MoveReport:
+        """Carry the plan out, and return what became of it.
+
+        Args:
+            rest: folders of repos that an interrupted move has brought over and not finished.
+            progress: shows the progress.
+        """
         moves = [action for action in self.actions if isinstance(action, Move)]
         with refusals(self.destination.path):
             foreign = self.notes.begin(moves)
@@ -267,7 +264,7 @@ class Mover:
         for move in moves:
             # What several have in the shared store is copied with the first.
             files = self._files(move) | files
-        with files_shown(self.progress, "copied", files) as self.copier.on_progress:
+        with files_shown(progress, "copied", files) as self.copier.on_progress:
             for move in moves:
                 error = self._move(move, is_foreign=os.path.basename(move.path) in foreign)
                 self.repos.append(
@@ -275,7 +272,7 @@ class Mover:
                 )
                 if isinstance(error, SpaceError):
                     break
-            self._finish(moves)
+            self._finish(moves, rest)
         return msgspec.structs.replace(
             self.planned,
             repos=tuple(self.repos),
@@ -286,7 +283,7 @@ class Mover:
         )
 
     def _move(self, move: Move, *, is_foreign: bool) -> VlmcacheError | None:
-        """Move one repo; whatever fails, all of it is at its old place or at the new one."""
+        """Move one repo; whatever fails, it is complete at its old place or at the new one."""
         folder = os.path.basename(move.path)
         repo = self._repo(move)
         try:
@@ -295,15 +292,15 @@ class Mover:
                     raise ChangedError(
                         f"something else was put there meanwhile: {move.destination}", "move again"
                     )
-                self._check_there()
+                self._check_destination()
                 self._check_unchanged(repo)
                 self.copier.stage(repo, self.state.shared)
                 self._check_unchanged(repo)
                 self._check_unused(repo)
                 if leads_back(self.destination.path, folder, self.state.dir):
-                    self.came_back.add(folder)
+                    self.returning.add(folder)
                 self.copier.place(repo)
-                self._check_there()
+                self._check_destination()
         except VlmcacheError as error:
             self.outcomes.append(Outcome("move", move.path, "failed", detail=error.message))
             self._link_again(folder)
@@ -311,8 +308,8 @@ class Mover:
         self.outcomes.append(Outcome("move", move.path, "done"))
         return self._switch(folder)
 
-    def _check_there(self) -> None:
-        """Make sure that the destination is still reached by its path, and so by a link.
+    def _check_destination(self) -> None:
+        """Make sure that the destination is still at its path, to which the link will lead.
 
         Raises:
             CacheError: its drive was unmounted meanwhile, or another folder is in its place.
@@ -340,7 +337,7 @@ class Mover:
         return files
 
     def _check_unchanged(self, repo: Repo) -> None:
-        """Make sure that the source is what was planned, and so what is copied.
+        """Make sure that the source did not change since the plan was made.
 
         Raises:
             ChangedError: it was written to meanwhile, or was removed.
@@ -362,7 +359,7 @@ class Mover:
 
     def _switch(self, folder: str) -> VlmcacheError | None:
         """Put the link in the place of the source, and free what the source occupies."""
-        before = {*self.gone, folder}
+        without = {*self.switched, folder}
         tree: RemoveTree | None = None
         actions: list[Action] = []
         for action in self.actions:
@@ -376,7 +373,7 @@ class Mover:
             elif isinstance(action, ReleaseShared):
                 users = {name.partition("/")[0] for name in action.references}
                 if folder in users:
-                    last = action.last and users <= before
+                    last = action.last and users <= without
                     frees = action.frees if last else 0
                     actions.append(msgspec.structs.replace(action, last=last, frees=frees))
         assert tree is not None
@@ -390,7 +387,7 @@ class Mover:
         self.freed += receipt.freed
         first = next(outcome for outcome in receipt.outcomes if outcome.path == tree.path)
         if os.path.islink(tree.path) if tree.link is not None else not os.path.lexists(tree.path):
-            self.gone.add(folder)
+            self.switched.add(folder)
             return None
         words = first.detail or f"it could not be switched: {tree.path}"
         if first.result == "busy":
@@ -411,12 +408,12 @@ class Mover:
 
     def _link_again(self, folder: str) -> None:
         """Leave a link again where a repo would have come back to, since it stays where it is."""
-        there = self.destination.place(folder)
-        if folder in self.came_back and not os.path.lexists(there):
+        place = self.destination.place(folder)
+        if folder in self.returning and not os.path.lexists(place):
             with contextlib.suppress(OSError):
-                self.copier.target.symlink(os.path.join(self.state.dir, folder), there)
+                self.copier.target.symlink(os.path.join(self.state.dir, folder), place)
 
-    def _finish(self, moves: Sequence[Move]) -> None:
+    def _finish(self, moves: Sequence[Move], rest: Sequence[str]) -> None:
         """Remove what interrupted moves have left here, now that all is at the destination."""
         moved = {os.path.basename(move.path) for move in moves}
         leftovers = tuple(
@@ -433,9 +430,9 @@ class Mover:
         receipt = execute(Plan(leftovers), self.cache)
         self.outcomes += receipt.outcomes
         self.freed += receipt.freed
-        known = {os.path.basename(row.path) for row in self.repos}
-        for folder in self.rest:
-            if folder not in known:
+        reported = {os.path.basename(row.path) for row in self.repos}
+        for folder in rest:
+            if folder not in reported:
                 path = os.path.join(self.state.dir, folder)
                 self.repos.append(repo_row(path, self.destination.place(folder), "finished"))
         failure = self.notes.finish(link=self.planned.link)

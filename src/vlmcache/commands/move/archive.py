@@ -12,15 +12,21 @@ from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.change.known import forget_missing, users_of
+from vlmcache.change.move_results import DriveUse, MovedRepo
 from vlmcache.change.plan import Failure, Plan, Receipt, stamp
 from vlmcache.change.remove import apply_removals
 from vlmcache.change.space import FreeSpace, free_bytes
 from vlmcache.commands.move.apply import Mover
 from vlmcache.commands.move.archive_plan import ArchiveFacts, goal_of, plan_archiving
-from vlmcache.commands.move.move import check_filesystems, planned_report, planned_repos, sole
+from vlmcache.commands.move.move import (
+    check_filesystems,
+    locked_destination,
+    planned_report,
+    planned_repos,
+)
 from vlmcache.commands.move.plan import Destination, MoveChoice, plan_move
 from vlmcache.commands.move.survey import check_same, choose_repos, open_archive, read_destination
-from vlmcache.commands.move.values import DriveUse, MovedRepo, MoveReport, repo_row
+from vlmcache.commands.move.values import MoveReport, repo_row
 from vlmcache.commands.remove.clean import clean, kept_models, planned_cleaning
 from vlmcache.commands.remove.facts import pinned_models
 from vlmcache.commands.remove.values import Archive, CleanOptions, Confirm, Removal
@@ -71,15 +77,15 @@ def clean_to(
             "what the trash keeps makes no room, and models that are moved need no trash",
             "leave out --trash",
         )
-    job = _Job(session, options)
-    removal = job.planned(dry_run=dry_run)
+    archiver = _Archiver(session, options)
+    removal = archiver.planned(dry_run=dry_run)
     if dry_run:
         return removal
     require_consent(confirm if removal.plan.actions else None, removal, "was removed")
-    return job.carry_out(removal, progress or Progress())
+    return archiver.carry_out(removal, progress or Progress())
 
 
-class _Job:
+class _Archiver:
     """One `clean --to`: planned, then carried out."""
 
     def __init__(self, session: Session, options: CleanOptions) -> None:
@@ -91,7 +97,7 @@ class _Job:
         """What an interrupted move has brought over and not finished."""
         self.target: Destination
         self.device: int | None = None
-        """What the archive is on."""
+        """Number of the filesystem that the archive is on."""
         self.state: CacheState
 
     def planned(self, *, dry_run: bool) -> Removal:
@@ -113,6 +119,7 @@ class _Job:
         self.target = target = open_archive(state, options.to)
         self.device = _device(target.path)
         room = free_bytes(target.path)
+        self.rest = choose_repos(state, config, target, ()).rest
         facts = ArchiveFacts(
             state.scanned_at,
             free,
@@ -121,21 +128,21 @@ class _Job:
             pinned_models(config, state, options.evict),
             kept_models(config, state, options.keep),
             known.usage,
+            self.rest,
         )
-        self.rest = choose_repos(state, config, target, ()).rest
-        found = plan_archiving(state, target, options, facts, removal.plan, self.rest)
-        self.folders = found.folders
-        chosen = set(found.folders)
+        archiving = plan_archiving(state, target, options, facts, removal.plan)
+        self.folders = archiving.folders
+        chosen = set(archiving.folders)
         check_filesystems(
             [repo for repo in state.repos if repo.folder in chosen], state, target.path
         )
-        plan = found.plan
+        plan = archiving.plan
         plan.log("clean")
         moves = Plan(plan.actions[len(removal.plan.actions) :])
         return msgspec.structs.replace(
             removal,
             plan=plan,
-            missed_by=found.missed,
+            missed_by=archiving.missed,
             in_use=tuple({kept.path: kept for kept in plan.kept if kept.processes}.values()),
             archive=Archive(target.path, planned_repos(moves), room),
         )
@@ -175,27 +182,27 @@ class _Job:
         )
 
     def _move(self, waste: Plan, progress: Progress) -> MoveReport:
-        """Move what was chosen, as far as it is what it was."""
+        """Move the chosen repos that did not change meanwhile."""
         cache_dir, place = self.state.dir, self.target.path
         if _device(place) != self.device:
             raise AwayError(
                 f"another drive is at {place} by now, or none", "mount it, then run it again"
             )
         again = f"the same command continues, '{command('move', place, '--undo')}' takes it back"
-        with continued_by(progress, again), sole(place, cache_dir) as there:
-            check_same(self.target, there)
+        with continued_by(progress, again), locked_destination(place, cache_dir) as tree:
+            check_same(self.target, tree)
             state = scan(cache_dir)
             target = read_destination(state, place)
-            check_same(target, there)
+            check_same(target, tree)
             folders, changed = self._unchanged(state, waste)
             rest = choose_repos(state, self.session.config, target, ()).rest
             plan = plan_move(state, target, MoveChoice(folders, rest), link=True)
             report = planned_report(cache_dir, place, plan)
-            report = Mover(state, target, report, rest, progress, there).run()
+            report = Mover(state, target, report, tree).run(rest, progress)
         rows = {row.path: row for row in (*report.repos, *changed)}
         last = next((row.error for row in reversed(report.repos) if row.error), None)
         for folder in folders:
-            # After a disk was full, no other is tried.
+            # Once the disk is full, no other repo is tried.
             path = os.path.join(cache_dir, folder)
             if path not in rows and last is not None:
                 row = repo_row(path, target.place(folder))
@@ -203,9 +210,9 @@ class _Job:
         return msgspec.structs.replace(report, repos=tuple(rows.values()))
 
     def _unchanged(self, state: CacheState, waste: Plan) -> tuple[list[str], list[MovedRepo]]:
-        """Return the folders of what was chosen and is as it was, and rows of all the rest.
+        """Return the folders of chosen repos that did not change, and rows of those that did.
 
-        Of a repo of which waste was removed, the revisions that were to stay have to be there.
+        If waste was removed from a repo, exactly the revisions that were to stay must be left.
         """
         gone = {getattr(action, "path", "") for action in waste.actions}
         folders: list[str] = []
@@ -217,8 +224,10 @@ class _Job:
             if now is None or now.linked_to is not None:
                 same = False
             elif any(path.startswith(inside) for path in gone):
-                stay = {one.commit for one in before.revisions if one.path not in gone}
-                same = {one.commit for one in now.revisions} == stay
+                stay = {
+                    revision.commit for revision in before.revisions if revision.path not in gone
+                }
+                same = {revision.commit for revision in now.revisions} == stay
             else:
                 same = stamp(now) == stamp(before)
             if same:
@@ -237,14 +246,14 @@ class _Job:
             copied: bytes that were written at the archive.
         """
         places = {repo.moved_to for repo in self.state.repos if repo.moved_to is not None}
-        there = dict.fromkeys([self.target.path, *sorted(places)], 0)
+        freed_at = dict.fromkeys([self.target.path, *sorted(places)], 0)
         for outcome in receipt.outcomes:
-            for place in there:
+            for place in freed_at:
                 if outcome.path.startswith(os.path.join(place, "")):
-                    there[place] += outcome.freed
+                    freed_at[place] += outcome.freed
         here = self.state.dir
-        yield DriveUse(here, freed - sum(there.values()), 0, free_bytes(here))
-        for place, amount in there.items():
+        yield DriveUse(here, freed - sum(freed_at.values()), 0, free_bytes(here))
+        for place, amount in freed_at.items():
             written = copied if place == self.target.path else 0
             if amount or written:
                 yield DriveUse(place, amount, written, free_bytes(place))

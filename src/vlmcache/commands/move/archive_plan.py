@@ -34,13 +34,15 @@ class ArchiveFacts(msgspec.Struct, frozen=True):
     room: int
     """Bytes free on the other drive."""
     last_used: Mapping[Key, LastUse]
-    """(repo folder, commit) -> last use; what is not in it was never used."""
+    """(repo folder, commit) -> last use; a revision that is missing was never used."""
     configured: Protected
     """Revisions that config.yaml names: their models are moved last."""
     kept: Protected
     """Revisions whose models are not moved."""
     usage: Usage
     """Who uses what now."""
+    rest: Sequence[str] = ()
+    """Folders of repos that an interrupted move has brought over and not finished."""
 
 
 class Archiving(NamedTuple):
@@ -49,7 +51,7 @@ class Archiving(NamedTuple):
     Args:
         plan: the removals of waste, then the moves.
         folders: the repos that are moved, in order.
-        missed: bytes by which the plan misses what was asked for.
+        missed: bytes by which the plan misses the goal.
     """
 
     plan: Plan
@@ -63,23 +65,21 @@ def plan_archiving(
     options: CleanOptions,
     facts: ArchiveFacts,
     waste: Plan,
-    rest: Sequence[str] = (),
 ) -> Archiving:
-    """Return the plan that moves the least recently used models until what was asked for is so.
+    """Return the plan that moves the least recently used models until the goal is reached.
 
     Args:
         state: the cache; its `dir` is a real path.
         destination: the other cache.
-        options: the age and sizes that are asked for.
+        options: the age and the sizes that are the goal.
         facts: what else is known.
         waste: what is removed in any case.
-        rest: folders of repos that an interrupted move has brought over and not finished.
     """
     goal = goal_of(state, options, facts.free_now, waste)
     candidates, kept = _candidates(state, destination, facts, waste)
     chosen: dict[str, str] = {}
     counted, room = set(destination.state.shared), facts.room
-    gained = old = 0
+    gained = too_old = 0
     for repo in candidates:
         why = _why(repo, options, facts, needed=gained < goal)
         if why is None:
@@ -88,22 +88,22 @@ def plan_archiving(
         if move.needs > room:
             words = f"does not fit: {size_text(move.needs)} needed at {destination.path}"
             kept.append(Kept(repo.path, repo.id, f"{words}, {size_text(room)} free"))
-            old += repo.by_class.total if why != _LEAST_RECENT else 0
+            too_old += repo.by_class.total if why != _LEAST_RECENT else 0
             continue
         counted.update(move.shared)
         room -= move.needs
         chosen[repo.folder] = why
         gained += _gain(state, repo, chosen)
-    moves = plan_move(state, destination, MoveChoice([*chosen], rest), link=True)
-    there = {action.path for action in waste.actions}
+    moves = plan_move(state, destination, MoveChoice([*chosen], facts.rest), link=True)
+    removed = {action.path for action in waste.actions}
     actions = tuple(
-        _because(action, chosen) for action in moves.actions if action.path not in there
+        _because(action, chosen) for action in moves.actions if action.path not in removed
     )
-    missed = max(0, old, goal - gained)
+    missed = max(0, too_old, goal - gained)
     if not kept and len(chosen) == len(candidates) and missed <= state.by_class.metadata:
-        missed = 0  # of a cache without content, its own folders and the links stay
+        missed = 0  # folders and links stay in a cache without content
     if not missed and options.older_than is None:
-        # The others were not asked for in the end.
+        # The goal is reached without the others.
         kept = [stay for stay in kept if stay.reason.startswith(("does not fit", "in use"))]
     stays = {stay.path for stay in waste.kept}
     moves = Plan(

@@ -9,36 +9,32 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import os
 import stat as modes
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 
-from vlmcache.cache import layout, page_cache
-from vlmcache.cache.hashing import hash_file, new_hash
+from vlmcache.cache import layout
+from vlmcache.cache.hashing import hash_file
 from vlmcache.cache.moved import leads_back
 from vlmcache.cache.state import Repo, SharedBlob
 from vlmcache.cache.tree import CacheTree, StaleError, is_root, stale
 from vlmcache.change import place as change_place
-from vlmcache.change.partials import copy_block
 from vlmcache.change.plan import Plan, RemoveTree
 from vlmcache.change.removal_tree import RemovalTree
 from vlmcache.change.remove import execute
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.tree import Tree, sync_folder
+from vlmcache.commands.move.files import (
+    OnProgress,
+    OpenedFile,
+    copy_attributes,
+    copy_file,
+    walk,
+    where_possible,
+)
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.errors import CacheError
-
-OnProgress = Callable[[str, int], None]
-"""Is called with a source's path and how many of its bytes are copied."""
-
-_BLOCK = 8 << 20
-_SYNC_EVERY = 8
-"""Blocks after which what was written is brought to the disk, so that memory does not fill up."""
-
-_COPYING = ".copying"
 
 _NO_HASH = "0" * 64
 _NO_HARD_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -76,8 +72,8 @@ class Copier:
             shared: the cache's store, of which what the repo links to is copied.
 
         Raises:
-            SourceDamagedError: something is not what its hash says.
-            CacheError: what is at the destination is not ours to change.
+            SourceDamagedError: the content of a file has another hash than its name says.
+            CacheError: what is at the destination belongs to another user.
             OSError: the system refuses.
         """
         self.staged.make_folders(self.staging, 0o700)
@@ -87,8 +83,8 @@ class Copier:
                 f"another user's move is unfinished: {self.staging}",
                 "let them continue it, or take it back with --undo",
             )
-        hashes = hashes_of(repo)
-        for shared_hash, expected in shared_hashes_of(repo).items():
+        hashes = _hashes_of(repo)
+        for shared_hash, expected in _shared_hashes_of(repo).items():
             if shared_hash in shared:
                 self._stage_shared(shared[shared_hash], expected)
         target = os.path.join(self.staging, repo.folder)
@@ -100,7 +96,7 @@ class Copier:
         folders = [name for name, status in source.items() if modes.S_ISDIR(status.st_mode)]
         for name in ["", *folders]:
             self.staged.make_folders(os.path.join(target, name) if name else target, 0o700)
-        links = links_of(repo)
+        links = _links_of(repo)
         firsts: dict[tuple[int, int], str] = {}
         # Links first: where the filesystem has none, that shows before the long copies.
         for name in sorted(source, key=lambda name: not modes.S_ISLNK(source[name].st_mode)):
@@ -119,7 +115,7 @@ class Copier:
             place = os.path.join(target, name) if name else target
             status = source[name] if name else self.source.stat(repo.path)
             with self.staged.folder(place) as descriptor:
-                keep(place if descriptor is None else descriptor, status)
+                copy_attributes(place if descriptor is None else descriptor, status)
                 sync_folder(place if descriptor is None else descriptor)
 
     def place(self, repo: Repo) -> None:
@@ -134,7 +130,7 @@ class Copier:
             if blob.shared is not None:
                 references[blob.shared].append(f"{repo.folder}/{layout.BLOBS}/{blob.name}")
         with contextlib.ExitStack() as locks:
-            # Held until the repo is in place: until then the hub would take the blobs for unused.
+            # Held until the repo is in place: without it the hub would take the blobs for unused.
             for shared_hash, names in sorted(references.items()):
                 locks.enter_context(self._published(shared_hash, names))
             place = os.path.join(self.target.root, repo.folder)
@@ -174,7 +170,7 @@ class Copier:
         source: Mapping[str, os.stat_result],
         staged: Mapping[str, os.stat_result],
     ) -> None:
-        """Remove what an earlier run has staged and what is not in the source now."""
+        """Remove what an earlier run has staged and the source does not have."""
         wrong: list[str] = []
         for name, status in staged.items():
             kind = modes.S_IFMT(source[name].st_mode) if name in source else None
@@ -198,15 +194,15 @@ class Copier:
     def _stage_file(
         self, source: str, target: str, status: os.stat_result, expected: str | None
     ) -> None:
-        """Make a file at the destination with the content that its hash names."""
+        """Make the copy of a file at the destination, or find that it is there already."""
         if not (
             self.same_disk and expected and self._second_name(self.source, source, target, status)
         ):
             opener = functools.partial(self.source.open, expected=(status.st_dev, status.st_ino))
             wanted = expected or hash_file(source, _NO_HASH, opener)
             if not self._holds(target, status.st_size, wanted):
-                reader = opener(source)
-                copy_file(reader, source, self.staged, target, wanted, self.on_progress)
+                opened = OpenedFile(source, opener(source))
+                copy_file(opened, self.staged, target, wanted, self.on_progress)
                 self.copied += status.st_size
         self.on_progress(source, status.st_size)
 
@@ -237,10 +233,10 @@ class Copier:
         # They show when a model was downloaded and used.
         times = status.st_atime_ns, status.st_mtime_ns
         with self.staged.parent(place) as (name, folder):
-            with _where_possible():
+            with where_possible():
                 os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
             if is_root():
-                with _where_possible():
+                with where_possible():
                     owner, group = status.st_uid, status.st_gid
                     os.chown(name, owner, group, dir_fd=folder, follow_symlinks=False)
 
@@ -296,35 +292,7 @@ class Copier:
             yield
 
 
-# Single files and folders.
-
-
-def walk(tree: CacheTree, top: str) -> dict[str, os.stat_result]:
-    """Return path below a folder -> its status, folders before what they hold.
-
-    Raises:
-        OSError: a folder cannot be read, or something is not a file, folder or link.
-    """
-    statuses: dict[str, os.stat_result] = {}
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        place = os.path.join(top, prefix) if prefix else top
-        with tree.folder(place) as descriptor:
-            base = place if descriptor is None else ""
-            for name in sorted(os.listdir(base or descriptor)):
-                status = os.stat(os.path.join(base, name), dir_fd=descriptor, follow_symlinks=False)
-                path = os.path.join(prefix, name)
-                statuses[path] = status
-                if modes.S_ISDIR(status.st_mode):
-                    pending.append(path)
-                elif not modes.S_ISREG(status.st_mode) and not modes.S_ISLNK(status.st_mode):
-                    where = os.path.join(top, path)
-                    raise OSError(errno.EINVAL, "not a file, folder or link", where)
-    return statuses
-
-
-def hashes_of(repo: Repo) -> dict[str, str]:
+def _hashes_of(repo: Repo) -> dict[str, str]:
     """Return path -> hash of the content of each file of which blob names or listings name it."""
     hashes = {repo.blob_path(name): name for name in repo.blobs if layout.is_etag(name)}
     for revision in repo.revisions:
@@ -339,7 +307,7 @@ def hashes_of(repo: Repo) -> dict[str, str]:
     return hashes
 
 
-def shared_hashes_of(repo: Repo) -> dict[str, str | None]:
+def _shared_hashes_of(repo: Repo) -> dict[str, str | None]:
     """Return hash in the shared store -> hash of the content, which is the blob's name."""
     return {
         blob.shared: blob.name if layout.is_etag(blob.name) else None
@@ -348,7 +316,7 @@ def shared_hashes_of(repo: Repo) -> dict[str, str | None]:
     }
 
 
-def links_of(repo: Repo) -> dict[str, str]:
+def _links_of(repo: Repo) -> dict[str, str]:
     """Return path -> target of the links that the hub writes relative to themselves."""
     return {
         revision.file_path(file.name): layout.link_target(file.blob, file.name.count("/"))
@@ -356,119 +324,3 @@ def links_of(repo: Repo) -> dict[str, str]:
         for file in revision.files
         if file.kind == "link" and file.blob is not None
     }
-
-
-def keep(made: str | int, status: os.stat_result) -> None:
-    """Give a file or folder that was copied the owner, mode and times of its source.
-
-    Args:
-        made: its descriptor, or its path where the system takes no descriptors.
-        status: of its source.
-
-    Raises:
-        OSError: for another reason than that the filesystem has none, or they are not ours to set.
-    """
-    if is_root():
-        with _where_possible():
-            os.chown(made, status.st_uid, status.st_gid)
-    mode = modes.S_IMODE(status.st_mode) & ~modes.S_ISUID
-    with _where_possible():
-        if modes.S_IMODE(os.stat(made).st_mode) != mode:
-            os.chmod(made, mode)
-    with _where_possible():
-        os.utime(made, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-@contextlib.contextmanager
-def _where_possible() -> Iterator[None]:
-    try:
-        yield
-    except NotImplementedError:
-        pass
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise
-
-
-def copy_file(
-    reader: int, source: str, tree: Tree, target: str, expected: str, on_progress: OnProgress
-) -> None:
-    """Copy a file, by the filesystem itself if it can, and hash what is copied.
-
-    What of the source was not in the page cache is not left there, and of the target nothing is.
-
-    Args:
-        reader: the descriptor of a regular file, which is closed.
-        source: its path.
-        tree: the destination.
-        target: the copy's path; only this user may read it at first.
-        expected: the hash that the content should have.
-        on_progress: is called with the progress.
-
-    Raises:
-        SourceDamagedError: the content has another hash; nothing is at the target then.
-        OSError: the system refuses.
-    """
-    temporary = target + _COPYING
-    with (
-        os.fdopen(reader, "rb", buffering=0),
-        tree.replacing(target, 0o600, temporary=temporary) as writer,
-    ):
-        status = os.fstat(reader)
-        size = status.st_size
-        digest = new_hash(expected, size)
-        _copy_blocks(source, reader, writer, digest, on_progress)
-        # What is not on the disk yet stays in memory.
-        os.fsync(writer)
-        page_cache.give_back(writer, 0, size)
-        if digest.hexdigest() != expected:
-            raise SourceDamagedError(
-                f"damaged, so not moved: {source}", "'vlmcache verify --repair' repairs it"
-            )
-        keep(writer if os.utime in os.supports_fd else temporary, status)
-
-
-def _copy_blocks(
-    source: str, reader: int, writer: int, digest: hashlib._Hash, on_progress: OnProgress
-) -> None:
-    size = os.fstat(reader).st_size
-    resident = page_cache.resident_blocks(reader, size, _BLOCK) or ()
-    by_kernel = hasattr(os, "copy_file_range")
-    position = number = synced = 0
-    with ThreadPoolExecutor(1) as pool:
-        hashed: Future[None] | None = None
-        while position < size:
-            count, block = copy_block(reader, writer, min(_BLOCK, size - position), by_kernel)
-            if not count:
-                by_kernel = False
-                continue
-            if hashed is not None:
-                hashed.result()
-            hashed = pool.submit(_hash, digest, writer, position, count, block)
-            position += count
-            number += 1
-            if number <= len(resident) and not resident[number - 1]:
-                page_cache.give_back(reader, position - count, count)
-            if number % _SYNC_EVERY == 0:
-                hashed.result()
-                os.fsync(writer)
-                page_cache.give_back(writer, synced, position - synced)
-                synced = position
-            on_progress(source, position)
-        if hashed is not None:
-            hashed.result()
-
-
-def _hash(
-    digest: hashlib._Hash, descriptor: int, position: int, count: int, block: bytes | None
-) -> None:
-    """Hash a block: as it was read, or as it reads at the destination if the kernel copied it."""
-    while block is None and count:
-        part = os.pread(descriptor, count, position)
-        if not part:
-            raise OSError(errno.EIO, "the copy is shorter than what was copied")
-        digest.update(part)
-        position += len(part)
-        count -= len(part)
-    if block is not None:
-        digest.update(block)

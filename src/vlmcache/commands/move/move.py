@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,13 +25,14 @@ from vlmcache.cache.usage import in_container, who_uses
 from vlmcache.change import abilities
 from vlmcache.change import place as change_place
 from vlmcache.change.locks import Lock
+from vlmcache.change.move_results import MovedRepo
 from vlmcache.change.moved_note import write_record
 from vlmcache.change.plan import Kept, Move, Outcome, PlaceLink, Plan, PutBack, Receipt, RemoveTree
 from vlmcache.change.space import FreeSpace
-from vlmcache.change.trash_room import empty_for, expire
+from vlmcache.change.trash_room import expire
 from vlmcache.change.tree import Tree
-from vlmcache.commands.move.apply import Mover, refusals, repos_in_use, take_back
-from vlmcache.commands.move.plan import plan_move, plan_undo
+from vlmcache.commands.move.apply import Mover, refusals, repos_in_use, take_moves_back
+from vlmcache.commands.move.plan import Destination, MoveChoice, plan_move, plan_undo
 from vlmcache.commands.move.survey import (
     check_mounted,
     check_same,
@@ -41,7 +43,6 @@ from vlmcache.commands.move.survey import (
 )
 from vlmcache.commands.move.values import (
     BusyError,
-    MovedRepo,
     MoveOptions,
     MoveReport,
     NotMovedError,
@@ -92,6 +93,57 @@ def move(
     """
     begun = time.monotonic()
     options = options or MoveOptions()
+    state, target, choice, report = prepare_move(session, destination, names, link=options.link)
+    if not options.dry_run:
+        expire(session)
+    place = target.path
+    change_place.check_room(place, report.plan.needs, "make room there, or name fewer models")
+    if not (options.dry_run or report.in_use):
+        if report.plan.actions or choice.rest or os.path.lexists(target.staged_at("")):
+            again, back = (command("move", destination, *words) for words in (names, ["--undo"]))
+            progress = progress or Progress()
+            with (
+                continued_by(progress, f"'{again}' continues, '{back}' takes it back"),
+                locked_destination(place, state.dir) as tree,
+            ):
+                check_same(target, tree)
+                report = Mover(state, target, report, tree).run(choice.rest, progress)
+        else:
+            receipt = FreeSpace(state.dir).measured(Receipt(()))
+            report = msgspec.structs.replace(report, receipt=receipt)
+    return msgspec.structs.replace(report, seconds=time.monotonic() - begun)
+
+
+class PreparedMove(NamedTuple):
+    """A move that was planned and found to be possible, but for the room that it needs.
+
+    Args:
+        state: the cache.
+        target: what is at the destination.
+        choice: which repos are to be moved.
+        report: the answer before anything is done.
+    """
+
+    state: CacheState
+    target: Destination
+    choice: MoveChoice
+    report: MoveReport
+
+
+def prepare_move(
+    session: Session, destination: str, names: Sequence[str], *, link: bool
+) -> PreparedMove:
+    """Plan a move; nothing is changed.
+
+    Args:
+        session: the hub cache, and the configuration whose keys count.
+        destination: the folder to move to.
+        names: keys or repo ids; every repo if none.
+        link: leave links in the cache.
+
+    Raises:
+        VlmcacheError: as of `move`.
+    """
     place = find_destination(session.cache.dir, destination)
     state = scan(os.path.realpath(session.cache.dir))
     check_mounted(state, place)
@@ -100,40 +152,21 @@ def move(
     repos = {repo.folder: repo for repo in state.repos}
     chosen = [repos[folder] for folder in choice.folders]
     check_sources(chosen, target)
-    plan = plan_move(state, target, choice, link=options.link)
+    plan = plan_move(state, target, choice, link=link)
     usage = who_uses(state, set(choice.folders))
-    value = msgspec.structs.replace(
-        planned_report(state.dir, place, plan, link=options.link),
+    report = msgspec.structs.replace(
+        planned_report(state.dir, place, plan, link=link),
         in_use=repos_in_use(state, chosen, usage),
         hidden_processes=usage.hidden,
         contained=in_container(),
-        seconds=time.monotonic() - begun,
     )
     _check_source(chosen, state.dir)
     check_filesystems(chosen, state, place)
-    if not options.dry_run:
-        expire(session)
-        empty_for(session, place, plan.needs)
-    change_place.check_room(place, plan.needs, "make room there, or name fewer models")
-    if options.dry_run or value.in_use:
-        return value
-    if not (plan.actions or choice.rest or os.path.lexists(target.staged_at(""))):
-        nothing = FreeSpace(state.dir).measured(Receipt(()))
-        return msgspec.structs.replace(value, receipt=nothing)
-    progress = progress or Progress()
-    again, back = command("move", destination, *names), command("move", destination, "--undo")
-    with (
-        continued_by(progress, f"'{again}' continues, '{back}' takes it back"),
-        sole(place, state.dir) as there,
-    ):
-        check_same(target, there)
-        mover = Mover(state, target, value, choice.rest, progress, there)
-        value = mover.run()
-    return msgspec.structs.replace(value, seconds=time.monotonic() - begun)
+    return PreparedMove(state, target, choice, report)
 
 
 def _check_source(repos: Sequence[Repo], cache_dir: str) -> None:
-    """Make sure that repos can give way to links: nothing is copied in vain.
+    """Make sure that the repos can be replaced by links, before anything is copied.
 
     Raises:
         CacheError: the cache cannot be changed.
@@ -150,20 +183,21 @@ def check_filesystems(repos: Sequence[Repo], state: CacheState, place: str) -> N
     if not repos:
         return
     names = [
-        f"{repo.folder}/{os.path.relpath(revision.file_path(file.name), repo.path)}"
+        layout.file_path(layout.snapshot_path(repo.folder, revision.commit), file.name)
         for repo in repos
         for revision in repo.revisions
         for file in revision.files
     ]
-    names += (f"{repo.folder}/{layout.REFS}/{ref}" for repo in repos for ref in repo.refs)
+    names += (layout.ref_path(repo.folder, ref) for repo in repos for ref in repo.refs)
     sizes = [blob.size for repo in repos for blob in repo.blobs.values()]
-    sizes += (f.size for repo in repos for r in repo.revisions for f in r.files_of("copy"))
-    links = any(r.files_of("link") for repo in repos for r in repo.revisions)
+    revisions = [revision for repo in repos for revision in repo.revisions]
+    sizes += (file.size for revision in revisions for file in revision.files_of("copy"))
+    links = any(revision.files_of("link") for revision in revisions)
     abilities.check_filesystem(place, abilities.Needs(names, max(sizes, default=0), links))
     abilities.check_renames(state.dir, [repo.folder for repo in repos])
 
 
-def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveReport:
+def undo_move(session: Session, destination: str, *, dry_run: bool = False) -> MoveReport:
     """Take back every unfinished move of this cache to a destination.
 
     Args:
@@ -180,19 +214,21 @@ def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveRe
     place = find_destination(session.cache.dir, destination)
     # Planned under the lock: a move that ends meanwhile must not be taken for an unfinished one.
     is_begun = os.path.lexists(layout.staged_path(place)) or bool(read_moves(place))
+    cache_dir = os.path.realpath(session.cache.dir)
     with contextlib.ExitStack() as stack:
-        cache_dir = os.path.realpath(session.cache.dir)
-        there = stack.enter_context(sole(place, cache_dir)) if is_begun and not dry_run else None
-        state = scan(os.path.realpath(session.cache.dir))
+        tree: Tree | None = None
+        if is_begun and not dry_run:
+            tree = stack.enter_context(locked_destination(place, cache_dir))
+        state = scan(cache_dir)
         target = read_destination(state, place)
         value = planned_report(state.dir, place, plan_undo(state, target))
         if dry_run:
             return value
         receipt = Receipt(())
-        if there is not None:
-            check_same(target, there)
+        if tree is not None:
+            check_same(target, tree)
             stack.enter_context(refusals(place))
-            receipt = take_back(value, target.unfinished(state.dir), there)
+            receipt = take_moves_back(value, target.unfinished(state.dir), tree)
     repos = tuple(msgspec.structs.replace(repo, state="taken-back") for repo in value.repos)
     return msgspec.structs.replace(
         value, repos=repos, receipt=receipt, seconds=time.monotonic() - begun
@@ -222,14 +258,16 @@ def planned_repos(plan: Plan) -> tuple[MovedRepo, ...]:
     return tuple(rows.values())
 
 
-# Carrying it out.
-
-
 @contextlib.contextmanager
-def sole(place: str, cache_dir: str) -> Iterator[Tree]:
+def locked_destination(place: str, cache_dir: str) -> Iterator[Tree]:
     """Keep other moves to the same destination away, and yield its folder, opened.
 
-    If root makes it, it is shared as the cache is.
+    A folder that root makes is shared as the cache is.
+
+    Raises:
+        BusyError: another process moves to it.
+        SpaceError: the disk is full.
+        CacheError: it cannot be written.
     """
     path = layout.staged_path(place, layout.LOCK_SUFFIX)
     tree, above = Tree(place, patience=0.0), Tree(os.path.dirname(place))
@@ -256,9 +294,6 @@ def sole(place: str, cache_dir: str) -> Iterator[Tree]:
             tree.rmdir(os.path.dirname(path))
 
 
-# Links that lead to where a drive was mounted.
-
-
 def relink(
     session: Session,
     folder: str,
@@ -266,7 +301,7 @@ def relink(
     dry_run: bool = False,
     confirm: Callable[[MoveReport], bool] | None = None,
 ) -> MoveReport:
-    """Make the links of repos that were moved lead to where they are now: nothing else changes.
+    """Make the links of moved repos lead to where the repos are now; nothing else changes.
 
     Each link that leads nowhere is rewritten if a repo of its name is at the folder, and the note
     there says that it came from this cache.
@@ -288,36 +323,37 @@ def relink(
     place = find_destination(session.cache.dir, folder)
     state = scan(os.path.realpath(session.cache.dir))
     lost: list[Repo] = []
-    same: list[Repo] = []
+    linked: list[Repo] = []
     for repo in state.repos:
         if linked_destination(state.dir, repo.folder) is None:
             continue
         if repo.moved_to == place and os.path.isdir(repo.path):
-            same.append(repo)
+            linked.append(repo)
         elif not os.path.isdir(repo.path):
             lost.append(repo)
-    there = CacheTree(place)
-    ours = [repo for repo in lost if can_relink(state.dir, repo.folder, there)]
-    if not ours and not same:
+    tree = CacheTree(place)
+    relinkable = [repo for repo in lost if can_relink(state.dir, repo.folder, tree)]
+    if not relinkable and not linked:
         raise _nothing_to_relink(lost, place)
     reason = "its drive is mounted elsewhere now"
     plan = Plan(
         tuple(
-            PlaceLink(repo.id, repo.path, os.path.join(place, repo.folder), reason) for repo in ours
+            PlaceLink(repo.id, repo.path, os.path.join(place, repo.folder), reason)
+            for repo in relinkable
         ),
-        kept=tuple(Kept(repo.path, repo.id, "its link leads there already") for repo in same),
+        kept=tuple(Kept(repo.path, repo.id, "its link leads there already") for repo in linked),
     )
     value = planned_report(state.dir, place, plan)
     if dry_run:
         return value
-    require_consent(confirm if ours else None, value, "was changed")
-    if ours and identity_of(place) != there.identity:
-        raise ChangedError(f"another folder is in its place by now: {place}")
+    require_consent(confirm if relinkable else None, value, "was changed")
+    if relinkable and identity_of(place) != tree.identity:
+        raise ChangedError(f"another folder is in its place by now: {place}", "run it again")
     space = FreeSpace(state.dir)
     rows: list[MovedRepo] = []
     outcomes: list[Outcome] = []
     try:
-        for row, repo in zip(value.repos, ours, strict=True):
+        for row, repo in zip(value.repos, relinkable, strict=True):
             if os.path.isdir(repo.path) or not os.path.islink(repo.path):
                 changed = ChangedError(
                     f"its link leads to a model now: {repo.path}", "run it again"
@@ -329,7 +365,7 @@ def relink(
             write_record(state.dir, repo.folder, place)
             rows.append(repo_row(repo.path, row.destination, "relinked"))
             outcomes.append(Outcome("place-link", repo.path, "done"))
-        for repo in same:
+        for repo in linked:
             # A run that was interrupted may have left the record as it was.
             if read_record(state.dir, repo.folder) is None:
                 write_record(state.dir, repo.folder, place)

@@ -1,4 +1,4 @@
-"""CacheState, what is at the destination, and names -> Plan of a move or of its undoing (pure)."""
+"""The plan of a move or of its undoing, from the cache, the destination and names (pure)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.moved import MoveRecord
 from vlmcache.cache.state import CacheState, Repo
+from vlmcache.change.move_results import moved_words
 from vlmcache.change.names import Target
 from vlmcache.change.plan import (
     Action,
@@ -24,7 +25,7 @@ from vlmcache.change.plan import (
     RemoveTree,
 )
 from vlmcache.change.removal_plan import plan_removal
-from vlmcache.commands.move.values import moved_words
+from vlmcache.commands.move.values import id_of
 
 _COPIED = "copied by an interrupted move"
 
@@ -34,7 +35,7 @@ class MoveChoice(NamedTuple):
 
     Args:
         folders: those that are in the cache, and not links.
-        rest: those that an interrupted move has brought over and not finished.
+        rest: those that an interrupted move has copied and not finished.
         kept: what stays on purpose.
     """
 
@@ -49,9 +50,9 @@ class Destination(msgspec.Struct, frozen=True):
     path: str
     """Its real path."""
     state: CacheState
-    """What it holds as a cache."""
+    """Its content, as that of a cache."""
     noted: Mapping[str, MoveRecord]
-    """What moves have noted there."""
+    """Repo folder -> the note that a move has left there."""
     staged: Collection[str] = ()
     """Names in the folder in which a move stages its copies."""
     copied: Mapping[str, int] = {}
@@ -94,7 +95,7 @@ def plan_move(
     *,
     link: bool,
 ) -> Plan:
-    """Return the plan of a move: what is copied, then what goes here and is linked there.
+    """Return the plan of a move: what is copied, then what is removed here, and linked there.
 
     Args:
         state: the cache; its `dir` is a real path.
@@ -115,9 +116,9 @@ def plan_move(
         )
         if folder not in repos and link:
             path, target = os.path.join(state.dir, folder), destination.place(folder)
-            actions.append(PlaceLink(_id_of(folder), path, target, "an interrupted move"))
+            actions.append(PlaceLink(id_of(folder), path, target, "an interrupted move"))
         if leftovers:
-            targets.append(Target(_id_of(folder), folder, leftovers=leftovers, gone=True))
+            targets.append(Target(id_of(folder), folder, leftovers=leftovers, gone=True))
     # Links of other repos lead to the new place through the link that is left.
     removal = plan_removal(msgspec.structs.replace(state, outside={}), targets, why=why)
     for action in removal.actions:
@@ -133,7 +134,7 @@ def plan_move(
         elif isinstance(action, ReleaseShared) and destination.same_disk:
             action = msgspec.structs.replace(action, frees=0)
         elif isinstance(action, Remove) and action.kind == "record":
-            continue  # it tells that the repo can come back to the place of a link
+            continue  # it shows that the repo can come back to the place of a link
         elif link and isinstance(action, Remove | RemoveTree) and action.kind in ("lock", "locks"):
             continue  # a repo behind a link has its locks here
         actions.append(action)
@@ -143,10 +144,6 @@ def plan_move(
         needs=sum(action.needs for action in actions if isinstance(action, Move)),
         kept=tuple(choice.kept),
     )
-
-
-def _id_of(folder: str) -> str:
-    return (layout.parse_repo_folder(folder) or ("model", folder))[1]
 
 
 def move_of(state: CacheState, destination: Destination, repo: Repo, counted: set[str]) -> Move:
@@ -253,7 +250,7 @@ def plan_undo(state: CacheState, destination: Destination) -> Plan:
     repos = {repo.folder: repo for repo in state.repos}
     loose: set[str] = set()
     for folder in destination.unfinished(state.dir):
-        repo, name = repos.get(folder), _id_of(folder)
+        repo, name = repos.get(folder), id_of(folder)
         aside = destination.aside.get(folder)
         path = os.path.join(state.dir, folder)
         if repo is not None and repo.linked_to is not None:

@@ -9,30 +9,28 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from vlmcache.cache import layout
 from vlmcache.cache.layout import name_by_path
 from vlmcache.cache.moved import away_error, names_cache, read_moves
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import who_uses
+from vlmcache.change.move_results import DriveUse, MovedRepo, MoveState
 from vlmcache.change.moved_note import remove_record
-from vlmcache.change.names import find_targets
 from vlmcache.change.place import check_room
 from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, in_use_words, joined
 from vlmcache.change.space import FreeSpace, free_bytes
-from vlmcache.change.trash_room import expire
+from vlmcache.change.trash_room import empty_for, expire, in_trash
 from vlmcache.commands.move.apply import repos_in_use
-from vlmcache.commands.move.move import move
+from vlmcache.commands.move.move import move, prepare_move
+from vlmcache.commands.move.survey import folder_named
 from vlmcache.commands.move.values import (
-    DriveUse,
-    MovedRepo,
     MoveOptions,
     MoveReport,
-    MoveState,
     RecallReport,
+    id_of,
     repo_row,
 )
 from vlmcache.config import Session
-from vlmcache.errors import InUseError, UnknownModelError, UsageError, VlmcacheError
+from vlmcache.errors import InUseError, UsageError, VlmcacheError
 from vlmcache.progress import Progress
 
 
@@ -43,7 +41,7 @@ def recall(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> RecallReport:
-    """Bring models back from where `move` or `clean --to` has brought them.
+    """Bring models back from where `move` or `clean --to` has put them.
 
     Each is copied and hashed here first, then takes the place of its link, and then its bytes at
     the other place are freed. Interrupted anywhere, it is complete at one of the places, and the
@@ -68,10 +66,10 @@ def recall(
         raise UsageError("no model is named", "'vlmcache status' shows which are elsewhere")
     if not dry_run:
         expire(session)
-    return _Recalling(session, progress).run(names, dry_run=dry_run)
+    return _Recaller(session, progress).run(names, dry_run=dry_run)
 
 
-class _Recalling:
+class _Recaller:
     """One `recall`, place by place."""
 
     def __init__(self, session: Session, progress: Progress | None) -> None:
@@ -92,49 +90,45 @@ class _Recalling:
 
     def run(self, names: Sequence[str], *, dry_run: bool) -> RecallReport:
         begun = time.monotonic()
-        for folder in dict.fromkeys(map(self._folder_named, names)):
+        config = self.session.config
+        folders = [
+            folder_named(self.state, config, name, self.begun.__contains__, "recalled")
+            for name in names
+        ]
+        for folder in dict.fromkeys(folders):
             self._choose(folder)
-        planned = [self._move(place, folders, True) for place, folders in self.places.items()]
+        planned = [
+            self._move(place, folders, plan_only=True) for place, folders in self.places.items()
+        ]
         report = self._planned(planned)
+        cache_dir, needs = self.state.dir, report.plan.needs
+        if not (dry_run or report.in_use):
+            empty_for(self.session, cache_dir, needs)
         check_room(
-            self.state.dir,
-            report.plan.needs,
+            cache_dir,
+            needs,
             "make room, for example by 'vlmcache clean', or name fewer models",
+            in_trash=in_trash(self.session, cache_dir),
         )
         if dry_run or report.in_use:
             return report
         for kept in self.kept:
             # An interrupted run may have left it, and nothing needs it.
             with contextlib.suppress(OSError):
-                remove_record(self.state.dir, os.path.basename(kept.path))
-        space, done = FreeSpace(self.state.dir), [*self._carried_out()]
-        receipts = [one.receipt for one in done if one.receipt is not None]
-        receipt = Receipt(
-            tuple(outcome for each in receipts for outcome in each.outcomes),
-            sum(each.freed for each in receipts),
+                remove_record(cache_dir, os.path.basename(kept.path))
+        space, done = FreeSpace(cache_dir), [*self._carried_out()]
+        receipts = [moved.receipt for moved in done if moved.receipt is not None]
+        total = Receipt(
+            tuple(outcome for receipt in receipts for outcome in receipt.outcomes),
+            sum(receipt.freed for receipt in receipts),
         )
         return msgspec.structs.replace(
             report,
             repos=(*self._rows(done, "recalled"), *self.away),
-            receipt=space.measured(receipt),
+            receipt=space.measured(total),
             drives=tuple(self._drives(done)),
             seconds=time.monotonic() - begun,
         )
-
-    def _folder_named(self, name: str) -> str:
-        """Return the folder of the repo that a name means."""
-        try:
-            target = find_targets(self.state, self.session.config, [name])[0]
-        except UnknownModelError:
-            kind, repo = layout.split_name(name)
-            model = self.session.config.models.get(name)
-            folder = layout.repo_folder(kind, repo if model is None else model.repo)
-            if folder not in self.begun:
-                raise
-            return folder
-        if target.folder is None or target.commit is not None or target.ref is not None:
-            raise UsageError(f"{name} is not a complete model: only complete models are recalled")
-        return target.folder
 
     def _choose(self, folder: str) -> None:
         repo = self.state.repo_in(folder)
@@ -142,7 +136,7 @@ class _Recalling:
             self.places.setdefault(self.begun[folder], []).append(folder)
         elif repo is None or repo.linked_to is None:
             path = os.path.join(self.state.dir, folder)
-            self.kept.append(Kept(path, _id_of(folder), "is in the cache already"))
+            self.kept.append(Kept(path, id_of(folder), "is in the cache already"))
         elif repo.away is not None:
             error = away_error(repo, repo.away)
             place = os.path.join(repo.away.destination, folder)
@@ -156,22 +150,23 @@ class _Recalling:
         else:
             self.places.setdefault(repo.moved_to, []).append(folder)
 
-    def _move(self, place: str, folders: Iterable[str], dry_run: bool) -> MoveReport:
+    def _move(self, place: str, folders: Iterable[str], *, plan_only: bool = False) -> MoveReport:
         """Move repos out of another cache into this one."""
         location = msgspec.structs.replace(self.session.cache, dir=place)
-        names = [name_by_path(_id_of(folder), folder) for folder in folders]
-        options = MoveOptions(link=False, dry_run=dry_run)
+        names = [name_by_path(id_of(folder), folder) for folder in folders]
         session = self.session._replace(cache=location)
         try:
-            return move(session, self.state.dir, names, options, self.progress)
+            if plan_only:
+                return prepare_move(session, self.state.dir, names, link=False).report
+            return move(session, self.state.dir, names, MoveOptions(link=False), self.progress)
         except VlmcacheError as error:
             raise error.saying(*_in_other_words(error.message, error.hint)) from error
 
     def _carried_out(self) -> Iterator[MoveReport]:
-        """Yield what became of each place; one that is refused does not keep the next from it."""
+        """Yield what became of each place; if one is refused, the next is tried all the same."""
         for place, folders in self.places.items():
             try:
-                report = self._move(place, folders, False)
+                report = self._move(place, folders)
                 if report.receipt is None:
                     raise InUseError(in_use_words(report.in_use), "end it, then recall it again")
             except VlmcacheError as error:
@@ -193,11 +188,11 @@ class _Recalling:
         """Return the answer before anything is done."""
         chosen = {folder for folders in self.places.values() for folder in folders}
         repos = [repo for repo in self.state.repos if repo.folder in chosen]
-        # The locks of what is used through a link are here.
+        # The locks of models that are used through a link are here.
         used = repos_in_use(self.state, repos, who_uses(self.state, chosen))
         in_use = {kept.repo: kept for kept in used}
-        in_use |= {kept.repo: kept for one in planned for kept in one.in_use}
-        plan = joined([one.plan for one in planned])
+        in_use |= {kept.repo: kept for report in planned for kept in report.in_use}
+        plan = joined([report.plan for report in planned])
         kept = [kept for kept in plan.kept if not kept.reason.startswith("is there already")]
         rows = (*self._rows(planned, "planned"), *self.away)
         if self.away and len(rows) == len(self.away):
@@ -210,8 +205,8 @@ class _Recalling:
             rows,
             msgspec.structs.replace(plan, kept=(*kept, *self.kept)),
             in_use=tuple(in_use.values()),
-            hidden_processes=max((one.hidden_processes for one in planned), default=0),
-            contained=any(one.contained for one in planned),
+            hidden_processes=max((report.hidden_processes for report in planned), default=0),
+            contained=any(report.contained for report in planned),
         )
 
     def _rows(self, reports: Sequence[MoveReport], state: MoveState) -> Iterator[MovedRepo]:
@@ -225,7 +220,7 @@ class _Recalling:
 
     def _drives(self, done: Sequence[MoveReport]) -> Iterator[DriveUse]:
         here = self.state.dir
-        yield DriveUse(here, 0, sum(one.copied for one in done), free_bytes(here))
+        yield DriveUse(here, 0, sum(report.copied for report in done), free_bytes(here))
         for report in done:
             freed = report.receipt.freed if report.receipt is not None else 0
             yield DriveUse(report.cache, freed, 0, free_bytes(report.cache))
@@ -235,7 +230,3 @@ def _in_other_words(message: str, hint: str | None) -> tuple[str, str | None]:
     """Return what a move says, for whom it is a way back."""
     message = message.replace("nothing was moved", "nothing was recalled")
     return message, None if hint is None else hint.replace("move again", "recall it again")
-
-
-def _id_of(folder: str) -> str:
-    return (layout.parse_repo_folder(folder) or ("model", folder))[1]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat as modes
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.case import paths_of, refuse_clash
 from vlmcache.cache.completeness import judge_repo
@@ -19,7 +18,7 @@ from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.tree import CacheTree, identity_of, is_root
 from vlmcache.change.names import find_targets
 from vlmcache.change.plan import Kept
-from vlmcache.commands.move.copy import walk
+from vlmcache.commands.move.files import walk
 from vlmcache.commands.move.plan import Destination, MoveChoice
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.config import Config
@@ -33,7 +32,7 @@ from vlmcache.errors import (
 from vlmcache.units import command, shell_words
 
 _LINKS = 40
-"""Links after which the system too gives up."""
+"""Links in a path after which the system gives up as well."""
 
 
 def find_destination(cache_dir: str, destination: str) -> str:
@@ -49,12 +48,12 @@ def find_destination(cache_dir: str, destination: str) -> str:
         (
             not os.path.isdir(cache),
             f"there is no cache to move: {cache_dir}",
-            "'vlmcache doctor' shows which",
+            "'vlmcache doctor' shows which folder is used",
         ),
         (
             place == cache or (exists and os.path.isdir(cache) and os.path.samefile(place, cache)),
             f"the destination is the cache itself: {destination}",
-            None,
+            "name another",
         ),
         (
             place.startswith(cache.rstrip(os.sep) + os.sep),
@@ -69,7 +68,7 @@ def find_destination(cache_dir: str, destination: str) -> str:
         (
             os.path.lexists(place) and not exists,
             f"the destination is not a folder: {destination}",
-            None,
+            "name another",
         ),
         (
             not os.path.isdir(above),
@@ -77,8 +76,8 @@ def find_destination(cache_dir: str, destination: str) -> str:
             "mount the drive, or make the folder",
         ),
     )
-    for is_so, message, hint in problems:
-        if is_so:
+    for applies, message, hint in problems:
+        if applies:
             raise UsageError(message, hint)
     if is_root():
         _check_links(os.path.abspath(destination), place)
@@ -86,10 +85,10 @@ def find_destination(cache_dir: str, destination: str) -> str:
 
 
 def _check_links(path: str, place: str) -> None:
-    """Make sure that links on the way to a place were made by who may: root follows them.
+    """Make sure that root follows no link of another user to what is not theirs.
 
     Raises:
-        UsageError: another user's link leads to what is not theirs.
+        UsageError: a link on the way to the place is one, or changes meanwhile.
     """
     for _ in range(_LINKS):
         parts = path.split(os.sep)
@@ -106,23 +105,23 @@ def _check_links(path: str, place: str) -> None:
 
 
 def read_destination(state: CacheState, place: str) -> Destination:
-    """Return what is at the destination, and what earlier moves have left here of it."""
+    """Return what is at the destination, and what earlier moves to it have left here."""
     seen = identity_of(place)
-    there, here = CacheTree(place), CacheTree(state.dir)
+    target, source = CacheTree(place), CacheTree(state.dir)
     top = layout.staged_path(place)
-    copied = dict(_files_below(there, top, ""))
+    copied = dict(_files_below(target, top, ""))
     noted = read_moves(place)
     aside: dict[str, str] = {}
     for folder, move in noted.items():
         if move == MoveRecord(state.dir, finished=False):
             # One that was placed before its source was removed is used again.
-            placed = dict(_files_below(there, os.path.join(place, folder), folder))
+            placed = dict(_files_below(target, os.path.join(place, folder), folder))
             copied |= placed
             for left in state.leftovers:
                 ours = left.repo_folder == folder and left.whole and bool(placed)
                 # What it links to in the shared store may have gone since.
                 ours = ours and state.shared.keys() >= set(left.shared)
-                if ours and dict(_files_below(here, left.path, folder)) == placed:
+                if ours and dict(_files_below(source, left.path, folder)) == placed:
                     aside[folder] = left.path
     names = frozenset(os.listdir(top)) if os.path.isdir(top) else frozenset()
     same_disk = os.stat(nearest_folder(place)).st_dev == os.stat(state.dir).st_dev
@@ -188,27 +187,29 @@ def open_archive(state: CacheState, folder: str) -> Destination:
 
 def _same_filesystem(place: str, cache_dir: str) -> bool:
     """Return whether two folders share one disk: subvolumes have a device number each."""
-    there, here = mount_of(place), mount_of(cache_dir)
+    target, source = mount_of(place), mount_of(cache_dir)
     return (
-        there is not None
-        and here is not None
-        and there.source.startswith(os.sep)
-        and (there.source, there.type) == (here.source, here.type)
+        target is not None
+        and source is not None
+        and target.source.startswith(os.sep)
+        and (target.source, target.type) == (source.source, source.type)
     )
 
 
-def check_same(destination: Destination, there: CacheTree) -> None:
+def check_same(destination: Destination, opened: CacheTree) -> None:
     """Make sure that the folder that was opened is the one that was read.
 
     Raises:
         ChangedError: another one has its name by now.
     """
-    if destination.seen not in (None, there.identity):
-        raise ChangedError(f"another folder is in its place by now: {destination.path}")
+    if destination.seen not in (None, opened.identity):
+        raise ChangedError(
+            f"another folder is in its place by now: {destination.path}", "run it again"
+        )
 
 
 def _files_below(tree: CacheTree, top: str, prefix: str) -> Iterator[tuple[str, int]]:
-    """Yield path below a folder and length of each file; a link counts as one without length."""
+    """Yield path below a folder and length of each file, 0 for a link."""
     with contextlib.suppress(OSError):
         for name, status in walk(tree, top).items():
             if not modes.S_ISDIR(status.st_mode):
@@ -251,10 +252,17 @@ def choose_repos(
         ]
         return MoveChoice(folders, rest, kept)
     folders, ends, kept = [], [], []
+    known = {*repos, *ended, *leftovers}
     for name in names:
-        folder, is_here = _folder_named(state, config, name, destination, ended)
+        folder = folder_named(
+            state,
+            config,
+            name,
+            lambda folder: folder in ended or destination.holds(folder),
+            "moved",
+        )
         repo = repos.get(folder)
-        if not is_here:
+        if folder not in known:
             # Without a link nothing here shows a move that has ended.
             kept.append(Kept(destination.place(folder), name, "is there already"))
         elif folder in rest:
@@ -290,23 +298,33 @@ def _where_it_is(repo: Repo, path: str, destination: Destination) -> str:
     return f"is elsewhere already: {path}"
 
 
-def _folder_named(
-    state: CacheState, config: Config, name: str, destination: Destination, ended: Collection[str]
-) -> tuple[str, bool]:
-    """Return the repo folder that a name means, and whether anything of it is here."""
+def folder_named(
+    state: CacheState, config: Config, name: str, holds: Callable[[str], bool], verb: str
+) -> str:
+    """Return the folder of the repo that a name means.
+
+    Args:
+        state: the cache.
+        config: whose keys count.
+        name: a key or a repo id.
+        holds: whether another place has the repo of a folder, of which nothing need be here then.
+        verb: what is done only with complete models: `moved`.
+
+    Raises:
+        UnknownModelError: neither the cache nor the other place has it.
+        UsageError: it is a part of a model.
+    """
     try:
         target = find_targets(state, config, [name])[0]
     except UnknownModelError:
         model = config.models.get(name)
-        folder = layout.repo_folder("model", name)
-        if model is not None and folder not in ended and not destination.holds(folder):
-            folder = layout.repo_folder("model", model.repo)
-        if folder not in ended and not destination.holds(folder):
-            raise
-        return folder, folder in ended
+        folder = layout.folder_of(name if model is None else model.repo)
+        if holds(folder):
+            return folder
+        raise
     if target.folder is None or target.commit is not None or target.ref is not None:
-        raise UsageError(f"{name} is not a complete model: only complete models can be moved")
-    return target.folder, True
+        raise UsageError(f"{name} is not a complete model: only complete models can be {verb}")
+    return target.folder
 
 
 def check_sources(repos: Sequence[Repo], destination: Destination) -> None:
@@ -333,14 +351,14 @@ def refusal_of(repo: Repo, destination: Destination) -> VlmcacheError | None:
     if repo.attached_to:
         return UsageError(
             f"{repo.id} is not moved: {attached_words(repo)}",
-            units.command("detach", repo.attached_to[0]),
+            command("detach", repo.attached_to[0]),
         )
     cache_dir = os.path.dirname(repo.path)
     for finding in repo.findings:
         if finding.severity == "error" and judge_repo(repo) == "damaged":
             return SourceDamagedError(
                 f"{repo.id} is damaged: {finding.path}: {finding.detail}",
-                f"'vlmcache verify --repair {repo.id}' repairs it",
+                command("verify", layout.typed_name(repo.type, repo.id), "--repair"),
             )
     for finding in repo.findings:
         if finding.code == "outside-link":

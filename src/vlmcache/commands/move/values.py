@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Literal
 
 import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.change.move_results import DriveUse, MovedRepo, MoveState
 from vlmcache.change.plan import Failure, Kept, Plan, Receipt, in_use_words
 from vlmcache.errors import (
     AwayError,
@@ -24,35 +24,26 @@ from vlmcache.errors import (
 from vlmcache.report import Report
 from vlmcache.units import and_more
 
-MoveState = Literal[
-    "planned", "moved", "linked", "finished", "taken-back", "relinked", "recalled", "failed"
-]
-
 
 class SourceDamagedError(VlmcacheError):
-    """What is to be moved is not what its hash says."""
+    """The content of what is to be moved has another hash than its name says."""
 
     code = "damaged"
     exit_code = ExitCode.DAMAGE
 
 
 class BusyError(VlmcacheError):
-    """Another process moves something to the same place."""
+    """Another process is moving something to the same place."""
 
     code = "busy"
     exit_code = ExitCode.BUSY
 
 
 class NotMovedError(VlmcacheError):
-    """None of it was done."""
+    """Nothing was moved."""
 
     code = "not-moved"
     exit_code = ExitCode.FAILED
-
-
-def moved_words(place: str) -> str:
-    """Return the reason of a removal whose repo is complete at another place."""
-    return f"moved to {place}"
 
 
 class MoveOptions(msgspec.Struct, frozen=True):
@@ -64,24 +55,6 @@ class MoveOptions(msgspec.Struct, frozen=True):
     """Only plan."""
 
 
-class MovedRepo(msgspec.Struct, frozen=True):
-    """What became of one repo."""
-
-    repo: str
-    type: str
-    path: str
-    """Its place in the cache."""
-    destination: str
-    """Its new place."""
-    state: MoveState
-    """`planned` (`--dry-run`); `moved`; `linked` if only the link was missing after an interrupted
-    move; `finished` if only the removal of what that move had set aside was; `taken-back` by
-    `--undo`; `relinked` by `--relink`; `recalled` by `vlmcache recall`; `failed`."""
-    size: int = 0
-    """Length in bytes, shared blobs included."""
-    error: Failure | None = None
-
-
 class MoveReport(Report, frozen=True):
     """What `vlmcache move` returns."""
 
@@ -90,13 +63,13 @@ class MoveReport(Report, frozen=True):
     link: bool
     """Whether links are left in the cache."""
     setting: str
-    """The line that makes the destination the cache: for new downloads; without links, for all."""
+    """The line with which new downloads, and without links all programs, use the destination."""
     repos: tuple[MovedRepo, ...]
     plan: Plan
     receipt: Receipt | None = None
     """What was done; `None` if nothing was."""
     in_use: tuple[Kept, ...] = ()
-    """What processes use, and who they are; then nothing is moved."""
+    """What processes use, and which processes; then nothing is moved."""
     hidden_processes: int = 0
     """Processes of other users whose files cannot be seen."""
     contained: bool = False
@@ -113,12 +86,14 @@ class MoveReport(Report, frozen=True):
     @property
     def problem(self) -> VlmcacheError | None:
         """Why something was not moved, or `None` if all went as asked."""
-        taken_back = bool(self.repos) and all(repo.state == "taken-back" for repo in self.repos)
-        done = "taken back" if taken_back or not self.repos else "moved"
-        return problem_of(self.repos, self.receipt, self.in_use, done)
+        states = {repo.state for repo in self.repos if repo.error is None}
+        done = "taken back" if states <= {"taken-back"} else "moved"
+        if "relinked" in states:
+            done = "relinked"
+        return move_problem(self.repos, self.receipt, self.in_use, done)
 
 
-def problem_of(
+def move_problem(
     repos: Sequence[MovedRepo], receipt: Receipt | None, in_use: Sequence[Kept], done: str
 ) -> VlmcacheError | None:
     """Return why repos were not moved, or `None` if all went as asked.
@@ -144,11 +119,8 @@ def problem_of(
             if error.message.startswith(f"{repo_id} ") and len(failed) == 1:
                 names = ""
             return PartlyError(f"not {verb}: {names}{error.message}", error.hint)
-        known = (
-            *(SpaceError, SourceDamagedError, InUseError, ChangedError, CacheError, AwayError),
-            UsageError,
-        )
-        kinds = {kind.code: kind for kind in known}
+        known = (SpaceError, SourceDamagedError, InUseError, ChangedError, CacheError, AwayError)
+        kinds = {kind.code: kind for kind in (*known, UsageError)}
         return kinds.get(error.code, NotMovedError)(error.message, error.hint)
     undone = receipt.undone
     if undone:
@@ -158,18 +130,6 @@ def problem_of(
             "run it again",
         )
     return None
-
-
-class DriveUse(msgspec.Struct, frozen=True):
-    """What became of the room on one drive. All figures are bytes."""
-
-    path: str
-    """The cache on it."""
-    freed: int
-    copied: int
-    """What was written to it."""
-    free: int | None
-    """What is free on it now; `None` if it does not say."""
 
 
 class RecallReport(Report, frozen=True):
@@ -182,13 +142,13 @@ class RecallReport(Report, frozen=True):
     receipt: Receipt | None = None
     """What was done; `None` if nothing was."""
     in_use: tuple[Kept, ...] = ()
-    """What processes use, and who they are; then nothing is moved."""
+    """What processes use, and which processes; then nothing is moved."""
     hidden_processes: int = 0
     """Processes of other users whose files cannot be seen."""
     contained: bool = False
     """Whether processes outside this container cannot be seen either."""
     drives: tuple[DriveUse, ...] = ()
-    """What became of the room on each drive; empty if nothing was done."""
+    """What was freed on each drive and copied to it; empty if nothing was done."""
     seconds: float = 0.0
 
     @property
@@ -199,7 +159,7 @@ class RecallReport(Report, frozen=True):
     @property
     def problem(self) -> VlmcacheError | None:
         """Why something was not brought back, or `None` if all went as asked."""
-        return problem_of(self.repos, self.receipt, self.in_use, "recalled")
+        return move_problem(self.repos, self.receipt, self.in_use, "recalled")
 
 
 def repo_row(
@@ -217,3 +177,8 @@ def repo_row(
         return MovedRepo(repo, kind, path, destination, state, size)
     failure = Failure.of(error)
     return MovedRepo(repo, kind, path, destination, "failed", size, failure)
+
+
+def id_of(folder: str) -> str:
+    """Return the id of the repo in a folder."""
+    return (layout.parse_repo_folder(folder) or ("model", folder))[1]

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from vlmcache.cache.layout import name_by_path, typed_name
 from vlmcache.cache.usage import UNSEEN_OUTSIDE, hidden_words
-from vlmcache.change.plan import Kept, Move
+from vlmcache.change.move_results import DriveUse, MovedRepo
+from vlmcache.change.plan import Move
 from vlmcache.change.space import free_words
-from vlmcache.commands.move.values import DriveUse, MovedRepo, MoveReport, RecallReport
+from vlmcache.commands.move.values import MoveReport, RecallReport
 from vlmcache.show.console import console
 from vlmcache.show.prose import whole
 from vlmcache.show.tables import hanging, labelled, plain_table, process_text, show_cache
@@ -72,11 +73,7 @@ def show(
     less = free_words(value.receipt) if value.receipt is not None else None
     if less is not None:
         out.print(labelled("Note", less))
-    _show_kept(out, [*value.plan.kept, *value.in_use], verbose=verbose)
-    if value.hidden_processes:
-        out.print(labelled("Note", hidden_words(value.hidden_processes)))
-    if value.contained:
-        out.print(labelled("Note", UNSEEN_OUTSIDE))
+    _show_kept(out, value, verbose=verbose)
     if value.repos and not undone and not relinked and not value.in_use:
         _show_setting(out, value)
 
@@ -104,11 +101,7 @@ def show_recall(value: RecallReport, *, verbose: bool = False) -> None:
         out.print(labelled("Needs", f"{size_text(value.plan.needs)} at {where}"))
         out.print(labelled("Frees", f"{size_text(value.plan.frees)} where they are now"))
     _show_drives(out, value.drives, value.seconds)
-    _show_kept(out, [*value.plan.kept, *value.in_use], verbose=verbose)
-    if value.hidden_processes:
-        out.print(labelled("Note", hidden_words(value.hidden_processes)))
-    if value.contained:
-        out.print(labelled("Note", UNSEEN_OUTSIDE))
+    _show_kept(out, value, verbose=verbose)
 
 
 def _show_drives(out: Console, drives: Sequence[DriveUse], seconds: float) -> None:
@@ -147,11 +140,11 @@ def _state(repo: MovedRepo, planned: str, failed: str = "not moved") -> Text:
     return text
 
 
-def _show_kept(out: Console, kept: Sequence[Kept], *, verbose: bool) -> None:
-    """Print what stays on purpose, and why."""
-    if not kept:
-        return
-    out.print("\nStays")
+def _show_kept(out: Console, value: MoveReport | RecallReport, *, verbose: bool) -> None:
+    """Print what stays and why, and which processes could not be seen."""
+    kept = [*value.plan.kept, *value.in_use]
+    if kept:
+        out.print("\nStays")
     shown = kept if verbose else kept[:12]
     for item in shown:
         name = name_by_path(item.repo, item.path) if item.repo else item.path
@@ -162,6 +155,10 @@ def _show_kept(out: Console, kept: Sequence[Kept], *, verbose: bool) -> None:
         out.print(hanging(line, 2))
     if len(kept) > len(shown):
         out.print(f"  and {len(kept) - len(shown)} more (-v shows all)")
+    if value.hidden_processes:
+        out.print(labelled("Note", hidden_words(value.hidden_processes)))
+    if value.contained:
+        out.print(labelled("Note", UNSEEN_OUTSIDE))
 
 
 def _show_setting(out: Console, value: MoveReport) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.owners import denial
 from vlmcache.cache.state import Finding
+from vlmcache.change.move_results import DriveUse, MovedRepo, moved_words
 from vlmcache.change.plan import (
     Action,
     Failure,
@@ -23,7 +24,6 @@ from vlmcache.change.plan import (
     RemoveTree,
     in_use_words,
 )
-from vlmcache.commands.move.values import DriveUse, MovedRepo, moved_words
 from vlmcache.errors import (
     ChangedError,
     ExitCode,

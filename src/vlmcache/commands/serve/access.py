@@ -1,4 +1,4 @@
-"""Who may ask: the token, the networks that need none, and the names that this server has."""
+"""Who is answered: the token, the networks that need none, and the names of this server."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Access:
         token: what opens everything that is served; `None` if there is none.
         networks: from which no token is asked for.
         listened_on: the address or name that is listened on.
+        on_network: whether other machines reach it.
     """
 
     def __init__(
-        self, token: str | None, networks: Sequence[Network], listened_on: str, *, beyond: bool
+        self, token: str | None, networks: Sequence[Network], listened_on: str, *, on_network: bool
     ) -> None:
         self._token = token.encode() if token is not None else None
         self._networks = networks
         self._listened_on = listened_on
-        self._beyond = beyond
-        """Whether other machines reach the address."""
+        self._on_network = on_network
 
     @property
     def has_token(self) -> bool:
@@ -60,24 +60,24 @@ class Access:
         """Return whether a request may see all that is served, or why it is not answered.
 
         Args:
-            headers: of the request, their names in small letters.
+            headers: of the request, their names in lower case.
             client: the address that it comes from.
             reached_at: the address that it came to.
         """
-        found: dict[bytes, list[bytes]] = {}
+        values: dict[bytes, list[bytes]] = {}
         for name, value in headers:
-            found.setdefault(name, []).append(value)
-        hosts = found.get(b"host", [])
+            values.setdefault(name, []).append(value)
+        hosts = values.get(b"host", [])
         if len(hosts) != 1 or _HOST.fullmatch(hosts[0]) is None:
             return Refusal(400, None, "one Host header is expected")
-        given = found.get(b"authorization", [])
+        tokens = values.get(b"authorization", [])
         address = parse_host(client)
         is_allowed = address is not None and any(address in network for network in self._networks)
-        if self._token is not None and given:
-            # Whoever has the token is no browser that a foreign page has led here.
-            if len(given) == 1 and self._is_token(given[0]):
+        if self._token is not None and tokens:
+            # A browser that a foreign page has led here does not have the token.
+            if len(tokens) == 1 and self._is_token(tokens[0]):
                 return True
-            # From an allowed network, the token of a client's hub says as much as none.
+            # From an allowed network any token is accepted: clients send the one of their hub.
             if not is_allowed:
                 return Refusal(
                     401, None, "Invalid credentials in Authorization header: set HF_TOKEN to this "
@@ -87,7 +87,7 @@ class Access:
             return Refusal(421, None, "no address or name that this server has")
         if is_allowed:
             return True
-        if self._beyond or not is_loopback(client):
+        if self._on_network or not is_loopback(client):
             if self._token is None:
                 return Refusal(403, None, f"this server answers other addresses than {client}")
             return Refusal(401, None, "set HF_TOKEN to this server's token")
@@ -127,13 +127,13 @@ def read_access(
         if len(token) < _SHORTEST:
             raise UsageError(f"{source}: it has fewer than {_SHORTEST} characters", _MAKE_ONE)
     networks = parse_networks(options.allow)
-    beyond = not is_loopback(listened_on)
-    if beyond and token is None and not networks:
+    on_network = not is_loopback(listened_on)
+    if on_network and token is None and not networks:
         raise UsageError(
             f"other machines reach {host}: a token is needed, or the networks that need none",
             f"--token-file FILE or {VARIABLE}, or --allow CIDR",
         )
-    return Access(token, networks, host, beyond=beyond)
+    return Access(token, networks, host, on_network=on_network)
 
 
 def _read_token(shown: str, path: str) -> str:

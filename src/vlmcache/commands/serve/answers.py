@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from vlmcache.commands.serve.catalog import ServedFile, ServedRepo, ServedRevision, pointer_of
 
 PAGE = 1000
-"""Entries of a page of a listing, at the most, as on the hub."""
+"""Entries on a page of a listing at most, as on the hub."""
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.ASCII | re.IGNORECASE)
 
 
@@ -35,7 +35,7 @@ class AnswerError(Exception):
         self.headers = headers or {}
 
 
-def info(repo: ServedRepo, revision: ServedRevision, *, blobs: bool) -> dict[str, Any]:
+def repo_info(repo: ServedRepo, revision: ServedRevision, *, blobs: bool) -> dict[str, Any]:
     """Return what the hub says of a repo at a revision.
 
     Args:
@@ -79,7 +79,7 @@ def _lfs_sizes(file: ServedFile) -> dict[str, int]:
 
 
 def refs(repo: ServedRepo) -> dict[str, Any]:
-    """Return the refs of a repo; whether one is a branch or a tag, a cache does not know."""
+    """Return the refs of a repo, all as branches: a cache does not know which are tags."""
     branches = [
         {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
         for name, commit in repo.refs.items()
@@ -105,10 +105,10 @@ def tree(revision: ServedRevision, folder: str, *, recursive: bool) -> list[dict
         raise AnswerError(404, "EntryNotFound", f"{folder} does not exist on {revision.commit}")
     entries = {entry["path"]: entry for entry in _folders(files)}
     entries |= {file.name: _entry(file) for file in files}
-    found = [entry for path, entry in sorted(entries.items()) if path.startswith(begin)]
-    if not recursive:
-        found = [entry for entry in found if "/" not in entry["path"][len(begin) :]]
-    return found
+    below = [entry for path, entry in sorted(entries.items()) if path.startswith(begin)]
+    if recursive:
+        return below
+    return [entry for entry in below if "/" not in entry["path"][len(begin) :]]
 
 
 def _folders(files: Iterable[ServedFile]) -> Iterator[dict[str, Any]]:
@@ -146,7 +146,7 @@ class Span(NamedTuple):
 def span_of(header: str | None, if_range: str | None, size: int, etag: str) -> Span:
     """Return what a request asks for of a content (RFC 9110, sections 13 and 14).
 
-    A Range that makes no sense, or that names several parts, is as if it were not there.
+    A Range that makes no sense, or that names several parts, is ignored.
 
     Args:
         header: the Range header.

@@ -2,53 +2,52 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-import os
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vlmcache import late, log
+from vlmcache import log
 from vlmcache.cache import layout
-from vlmcache.cache.hashing import BLOCK, Identity, Opener, identify_open
+from vlmcache.cache.hashing import Opener
 from vlmcache.commands.serve import answers
 from vlmcache.commands.serve.access import Access, Refusal
 from vlmcache.commands.serve.answers import AnswerError
 from vlmcache.commands.serve.bodies import BODY_LIMIT, paths_asked
 from vlmcache.commands.serve.catalog import ServedFile, ServedRepo, ServedRevision
+from vlmcache.commands.serve.sending import ContentResponse, OpenContent, open_to_send
 from vlmcache.commands.serve.vouching import (
     NotGoodError,
     ReplacedError,
     StillHashingError,
     Vouching,
 )
-from vlmcache.errors import reason_of
 from vlmcache.progress import Throttle
 
 HEAD_LIMIT = 16_384
 """Bytes of a request's path and headers."""
-_SMALLEST_BLOCK = 16_384
 _API = re.compile(r"(model|dataset|space)s")
 _OF_REVISION = frozenset({"revision", "tree", "paths-info"})
 _PARTS = _OF_REVISION | {"refs", "auth-check"}
 _FIXED = frozenset({"api", "blobs", "metrics"})
-"""First parts of a path that are no owner of a repo."""
+"""First parts of a path that are not the owner of a repo."""
 _TRUE = frozenset({"1", "true", "yes"})
+_ADDRESS = re.compile(rb"https?://[^/]*", re.IGNORECASE)
+"""What precedes the path in a request whose target is a complete address."""
 
 
 class Counts:
-    """What the server did so far."""
+    """What the server has done so far."""
 
     def __init__(self) -> None:
         self.by_status: Counter[int] = Counter()
@@ -65,10 +64,6 @@ class Counts:
     def refused(self) -> int:
         """How many of them with a status of 400 or more."""
         return sum(count for status, count in self.by_status.items() if status >= 400)
-
-
-_ADDRESS = late.pattern(rb"https?://[^/]*", re.IGNORECASE)
-"""What stands before the path in a request whose target is a complete address."""
 
 
 class Contents(Protocol):
@@ -123,10 +118,10 @@ def application(served: Served) -> ASGIApp:
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, AnswerError)
-    return refusal(Refusal(error.status, error.code, error.message), error.headers)
+    return refusal_answer(Refusal(error.status, error.code, error.message), error.headers)
 
 
-def refusal(reason: Refusal, headers: dict[str, str] | None = None) -> Response:
+def refusal_answer(reason: Refusal, headers: dict[str, str] | None = None) -> Response:
     """Return the answer that refuses a request, as the hub words it."""
     message = reason.message.encode("ascii", "replace").decode()
     # A header's value neither begins nor ends with a space.
@@ -138,7 +133,7 @@ def refusal(reason: Refusal, headers: dict[str, str] | None = None) -> Response:
 
 
 class _Gate:
-    """Lets in who may ask, and counts and logs what is answered; no header is ever logged."""
+    """Lets in whoever may ask, counts and logs what is answered; no header is ever logged."""
 
     def __init__(self, app: ASGIApp, served: Served) -> None:
         self._app = app
@@ -165,7 +160,7 @@ class _Gate:
         try:
             answer = self._let_in(scope, client)
             if isinstance(answer, Refusal):
-                await refusal(answer)(scope, receive, counting)
+                await refusal_answer(answer)(scope, receive, counting)
             else:
                 scope["state"] = {"trusted": answer}
                 await self._app(scope, receive, counting)
@@ -238,20 +233,20 @@ class _Routes:
             raise AnswerError(404, None, "Not Found")
         count = _id_length(parts)
         repo = await self._repo(request, match[1], "/".join(parts[:count]))
-        what, *rest = parts[count:] or ["revision", "main"]
-        if (request.method == "POST") != (what == "paths-info"):
+        question, *rest = parts[count:] or ["revision", "main"]
+        if (request.method == "POST") != (question == "paths-info"):
             raise AnswerError(405, None, "Method Not Allowed")
-        if what == "auth-check":
+        if question == "auth-check":
             return JSONResponse({})
-        if what == "refs":
+        if question == "refs":
             return JSONResponse(answers.refs(repo))
-        if what not in _PARTS or not rest:
+        if question not in _PARTS or not rest:
             raise AnswerError(404, None, "Not Found")
         revision = _revision(repo, rest[0])
-        if what == "revision":
+        if question == "revision":
             blobs = "blobs" in request.query_params
-            return JSONResponse(answers.info(repo, revision, blobs=blobs))
-        if what == "paths-info":
+            return JSONResponse(answers.repo_info(repo, revision, blobs=blobs))
+        if question == "paths-info":
             return JSONResponse(answers.paths_info(revision, await paths_asked(request)))
         recursive = request.query_params.get("recursive", "").lower() in _TRUE
         folder = "/".join(rest[1:]).strip("/")
@@ -261,11 +256,11 @@ class _Routes:
         """Answer with a file of a repo."""
         parts = _parts(request)
         kind = "model"
-        if f"{parts[0]}" in ("datasets", "spaces"):
+        if parts[0] in ("datasets", "spaces"):
             kind, parts = parts[0].removesuffix("s"), parts[1:]
         if "resolve" not in parts[1:3] or parts[0] in _FIXED:
             raise AnswerError(404, None, "Not Found")
-        # In the address of `org/resolve` the word is there twice.
+        # In the address of `org/resolve` the word occurs twice.
         count = 2 if parts[2:3] == ["resolve"] else 1
         repo = await self._repo(request, kind, "/".join(parts[:count]))
         revision = _revision(repo, parts[count + 1] if len(parts) > count + 1 else "")
@@ -284,19 +279,15 @@ class _Routes:
         trusted = request.state.trusted
         if repo is not None and (trusted or repo.open_to_others):
             return repo
-        # Who may not see a repo is not shown whether it exists, as on the hub.
+        # Whoever may not see a repo does not learn whether it exists, as on the hub.
         if not trusted and self._served.access.has_token:
             raise AnswerError(
                 401, "RepoNotFound", "no such repo, or set HF_TOKEN to this server's token"
             )
-        raise AnswerError(
-            404,
-            "RepoNotFound",
-            "no such repo is served, or other users of this machine cannot read its files, which "
-            "a server with a token serves"
-            if not trusted
-            else "no such repo is served",
-        )
+        message = "no such repo is served"
+        if not trusted:
+            message += "; what other users here cannot read is served only with a token"
+        raise AnswerError(404, "RepoNotFound", message)
 
     async def _content(
         self, request: Request, file: ServedFile, headers: dict[str, str]
@@ -315,7 +306,7 @@ class _Routes:
         if span.status == 206:
             headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{file.size}"
         opener = self._served.catalog.opener(file.is_blob)
-        content = await run_in_threadpool(_open, opener, file)
+        content = await run_in_threadpool(open_to_send, opener, file)
         try:
             if not (request.state.trusted or content.open_to_others):
                 raise AnswerError(404, "EntryNotFound", "Entry not found")
@@ -329,9 +320,9 @@ class _Routes:
             kind = "application/octet-stream"
             return Response(None, span.status, headers=headers, media_type=kind)
         self._served.counts.contents.add(file.etag)
-        return _ContentResponse(content, span, self._served.throttle, headers)
+        return ContentResponse(content, span, self._served.throttle, headers)
 
-    async def _vouched(self, file: ServedFile, content: _Content, opener: Opener) -> _Content:
+    async def _vouched(self, file: ServedFile, content: OpenContent, opener: Opener) -> OpenContent:
         """Return the open file once it is known to have the content that its hash names."""
         check = self._served.vouching.check
         try:
@@ -342,7 +333,7 @@ class _Routes:
                     if last:
                         raise NotGoodError from None
                     content.close()
-                    content = await run_in_threadpool(_open, opener, file)
+                    content = await run_in_threadpool(open_to_send, opener, file)
                 else:
                     return content
         except StillHashingError as hashing:
@@ -355,108 +346,13 @@ class _Routes:
                 {"Retry-After": seconds, "RateLimit": f'"checking";r=0;t={seconds}'},
             ) from None
         except NotGoodError:
-            # A repair is not to find it in use here.
+            # A repair must not find it in use here.
             await run_in_threadpool(self._served.catalog.distrust, file.etag)
         raise AnswerError(
             500,
             None,
             "the file is damaged on the machine that serves it: 'vlmcache verify --repair' there",
         )
-
-
-class _Content(NamedTuple):
-    """An open file that is sent."""
-
-    descriptor: int
-    identity: Identity
-    closed: list[bool]
-
-    @property
-    def open_to_others(self) -> bool:
-        """Whether its mode lets every user of this machine read it."""
-        return bool(os.fstat(self.descriptor).st_mode & 0o004)
-
-    def close(self) -> None:
-        """Close it, once."""
-        if not self.closed:
-            self.closed.append(True)
-            os.close(self.descriptor)
-
-    def read(self, position: int, count: int) -> bytes:
-        """Return bytes from a position.
-
-        Raises:
-            OSError: it cannot be read, or was changed since it was found good: who writes to it
-                can put back the time of that, and then only the time of the last change, which
-                another name or mode sets too, shows it.
-        """
-        block = _read_at(self.descriptor, position, count)
-        if len(block) != count or identify_open(self.descriptor) != self.identity:
-            raise OSError("the file was changed while it was sent")
-        return block
-
-
-def _read_at(descriptor: int, position: int, count: int) -> bytes:
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, count, position)
-    os.lseek(descriptor, position, os.SEEK_SET)
-    return os.read(descriptor, count)
-
-
-def _open(opener: Opener, file: ServedFile) -> _Content:
-    """Open a file that is served.
-
-    Raises:
-        AnswerError: it is gone, or is another file by now.
-    """
-    try:
-        descriptor = opener(file.path)
-    except OSError as error:
-        log.info("serve", "cannot be opened: %s: %s", file.path, reason_of(error))
-        raise AnswerError(404, "EntryNotFound", "Entry not found") from None
-    content = _Content(descriptor, identify_open(descriptor), [])
-    if content.identity.size != file.size:
-        content.close()
-        raise AnswerError(404, "EntryNotFound", "Entry not found")
-    return content
-
-
-def block_at(rate: int | None) -> int:
-    """Return how many bytes to read at a time, so that at a low rate no client waits long.
-
-    The hub's clients give up after ten seconds without a byte, and all of them share the rate.
-
-    Args:
-        rate: bytes per second of all clients together; `None` if it is not limited.
-    """
-    return BLOCK if rate is None else min(BLOCK, max(_SMALLEST_BLOCK, rate // 64))
-
-
-class _ContentResponse(StreamingResponse):
-    """A file's content, read in blocks from its descriptor, which is closed at the end."""
-
-    def __init__(
-        self, content: _Content, span: answers.Span, throttle: Throttle, headers: dict[str, str]
-    ) -> None:
-        self._content = content
-        kind = "application/octet-stream"
-        super().__init__(self._blocks(span, throttle), span.status, headers, kind)
-
-    async def _blocks(self, span: answers.Span, throttle: Throttle) -> AsyncIterator[bytes]:
-        position, block = span.start, block_at(throttle.rate)
-        while position < span.stop:
-            count = min(block, span.stop - position)
-            wait = throttle.wait_for(count)
-            if wait > 0:
-                await asyncio.sleep(wait)
-            yield await run_in_threadpool(self._content.read, position, count)
-            position += count
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._content.close()
 
 
 def _parts(request: Request) -> list[str]:
@@ -483,8 +379,8 @@ def _revision(repo: ServedRepo, text: str) -> ServedRevision:
 def _page(request: Request, entries: list[dict[str, Any]]) -> Response:
     """Return one page of a listing, whose Link header names the next one."""
     try:
-        limit = int(request.query_params.get("limit", PAGE_TEXT))
-        start = int(request.query_params.get("cursor", "0"))
+        limit = int(request.query_params.get("limit", answers.PAGE))
+        start = int(request.query_params.get("cursor", 0))
     except ValueError:
         raise AnswerError(400, None, "limit and cursor are numbers") from None
     limit, start = min(max(limit, 1), answers.PAGE), max(start, 0)
@@ -493,10 +389,7 @@ def _page(request: Request, entries: list[dict[str, Any]]) -> Response:
         kept = [part for part in request.url.query.split("&") if part and "cursor=" not in part]
         query = "&".join([*kept, f"cursor={start + limit}"])
         path = request.scope["raw_path"].decode("ascii")
-        # The Host header was checked for what would end the address.
+        # The Host header was checked: nothing in it ends the address.
         base = f"{request.url.scheme}://{request.headers['host']}"
         headers["Link"] = f'<{base}{path}?{query}>; rel="next"'
     return JSONResponse(entries[start : start + limit], headers=headers)
-
-
-PAGE_TEXT = str(answers.PAGE)

@@ -1,4 +1,4 @@
-"""What of the cache is served now: complete revisions, and of these the files that have a hash."""
+"""What is served of the cache now: complete revisions, and of these the files that have a hash."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from vlmcache.errors import VlmcacheError, reason_of
 from vlmcache.home.journal import read_damaged, read_restricted
 
 FRESH = 2.0
-"""Seconds for which what was read of a repo counts."""
+"""Seconds after which a repo is read again when it is asked for."""
 _ALL_FRESH = 10.0
-"""Seconds between two scans of everything for a content that is asked for and not known."""
+"""Seconds, at least, between two scans of everything for a content that is not known."""
 
 
 class ServedFile(NamedTuple):
@@ -130,10 +130,12 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class _Entry(NamedTuple):
+    """What was read of a repo."""
+
     repo: ServedRepo | None
     at: float
     """When it was read, on a clock that is never set back."""
-    held: dict[str, int]
+    descriptors: dict[str, int]
     """Commit -> a descriptor of one of its files."""
 
 
@@ -158,7 +160,7 @@ class Catalog:
         self._scanned_at = 0.0
         self._restrictions: dict[tuple[str, str], str] = {}
         """(type, repo) -> `gated` or `private`, as pulls have found by now."""
-        self.skipped: dict[str, str] = {}
+        self._skipped: dict[str, str] = {}
         """Name of a repo -> why nothing of it is served."""
         with self._lock:
             self._read(wanted.folders())
@@ -172,12 +174,12 @@ class Catalog:
     def repos(self) -> list[ServedRepo]:
         """Return what is served, as it was when it was last read."""
         with self._lock:
-            found = [entry.repo for entry in self._entries.values() if entry.repo is not None]
-        return sorted(found, key=lambda repo: repo.name)
+            repos = [entry.repo for entry in self._entries.values() if entry.repo is not None]
+        return sorted(repos, key=lambda repo: repo.name)
 
     def not_served(self) -> tuple[NotServed, ...]:
         """Return what is in the cache and not served, and why."""
-        return tuple(NotServed(name, why) for name, why in sorted(self.skipped.items()))
+        return tuple(NotServed(name, why) for name, why in sorted(self._skipped.items()))
 
     def repo(self, kind: str, repo_id: str) -> ServedRepo | None:
         """Return a repo as it is now, by its id in any case; `None` if nothing of it is served."""
@@ -195,21 +197,21 @@ class Catalog:
         with self._lock:
             entry = self._entries.get(folder)
             if entry is None or time.monotonic() - entry.at > FRESH:
-                # Names that are asked for and do not exist are not kept.
+                # What does not exist is read again each time: keeping such names would fill memory.
                 self._read({folder})
-            found = self._entries.get(folder)
-        repo = found.repo if found is not None else None
-        # A filesystem may take names of another case for the same.
+            entry = self._entries.get(folder)
+        repo = entry.repo if entry is not None else None
+        # Some filesystems ignore case.
         return repo if repo is not None and (repo.kind, repo.id) == (kind, repo_id) else None
 
     def content(self, etag: str) -> ServedFile | None:
         """Return a file whose content has a hash; `None` if nothing that is served has it."""
         with self._lock:
-            found = self._all_contents().get(etag)
-            if found is None and time.monotonic() - self._scanned_at > _ALL_FRESH:
+            file = self._all_contents().get(etag)
+            if file is None and time.monotonic() - self._scanned_at > _ALL_FRESH:
                 self._read(self._wanted.folders())
-                found = self._all_contents().get(etag)
-            return found
+                file = self._all_contents().get(etag)
+            return file
 
     def _all_contents(self) -> dict[str, ServedFile]:
         if self._contents is None:
@@ -220,12 +222,12 @@ class Catalog:
         return self._contents
 
     def tend(self) -> None:
-        """Let go of what was removed, which frees its room on the disk, and of what is gated."""
+        """Close the files of what was removed, which frees its bytes, and of what is gated."""
         with self._lock, contextlib.suppress(OSError):
             if self._restrictions != read_restricted(self._session.environment):
                 self._read(self._wanted.folders())
             for folder, entry in list(self._entries.items()):
-                if any(os.fstat(held).st_nlink == 0 for held in entry.held.values()):
+                if any(os.fstat(opened).st_nlink == 0 for opened in entry.descriptors.values()):
                     self._read({folder})
 
     def distrust(self, etag: str) -> None:
@@ -234,14 +236,6 @@ class Catalog:
             for folder, entry in list(self._entries.items()):
                 if entry.repo is not None and etag in entry.repo.contents:
                     self._read({folder})
-
-    def open(self, file: ServedFile) -> int:
-        """Open a file and return its descriptor.
-
-        Raises:
-            OSError: it is gone, or something else has its place.
-        """
-        return self.opener(file.is_blob)(file.path)
 
     def opener(self, is_blob: bool) -> Opener:
         """Return what opens blobs, or the files of snapshots that are no links."""
@@ -270,37 +264,41 @@ class Catalog:
 
     def _renew(self, folder: str, repo: ServedRepo | None, now: float) -> None:
         old = self._entries.get(folder)
-        held = dict(old.held) if old is not None else {}
+        opened = dict(old.descriptors) if old is not None else {}
         revisions = repo.revisions if repo is not None else {}
         unopened: dict[str, str] = {}
-        for commit in list(held):
-            if commit not in revisions or os.fstat(held[commit]).st_nlink == 0:
-                os.close(held.pop(commit))
-        for commit in revisions.keys() - held.keys():
-            # A file that only this revision has says the most about what is in use.
+        for commit in list(opened):
+            if commit not in revisions or os.fstat(opened[commit]).st_nlink == 0:
+                os.close(opened.pop(commit))
+        for commit in revisions.keys() - opened.keys():
+            # The largest file is the most likely to be of this revision alone.
             files = sorted(revisions[commit].files.values(), key=lambda file: -file.size)
             for file in files[:1]:
                 try:
-                    held[commit] = self.open(file)
+                    opened[commit] = self.opener(file.is_blob)(file.path)
                 except OSError as error:
-                    # Nor are names and sizes told of what a link leads to out of the cache.
+                    # What a link out of the cache leads to: its name and size stay hidden too.
                     unopened[commit] = reason_of(error)
         if repo is not None and unopened:
             repo = self._without(repo, unopened)
-        self._entries[folder] = _Entry(repo, now, held)
+        self._entries[folder] = _Entry(repo, now, opened)
 
     def _without(self, repo: ServedRepo, unopened: Mapping[str, str]) -> ServedRepo | None:
         """Return a repo without revisions that cannot be opened; `None` if nothing is left."""
-        left = {key: one for key, one in repo.revisions.items() if key not in unopened}
+        left = {
+            commit: revision
+            for commit, revision in repo.revisions.items()
+            if commit not in unopened
+        }
         if not left:
             why = next(iter(unopened.values()))
-            self.skipped[repo.name] = f"its files cannot be opened: {why}"
+            self._skipped[repo.name] = f"its files cannot be opened: {why}"
             return None
         refs = {ref: commit for ref, commit in repo.refs.items() if commit in left}
         return repo._replace(revisions=left, refs=refs)
 
     def _release(self, folder: str) -> None:
-        for descriptor in self._entries.pop(folder).held.values():
+        for descriptor in self._entries.pop(folder).descriptors.values():
             os.close(descriptor)
 
     def _served(self, repo: Repo) -> ServedRepo | None:
@@ -308,7 +306,7 @@ class Catalog:
         name = layout.typed_name(repo.type, repo.id)
         restriction = self._restrictions.get((repo.type, repo.id))
         if restriction is not None and self._wanted.withholds:
-            self.skipped[name] = f"{restriction} on the hub: name it and add --include-gated"
+            self._skipped[name] = f"{restriction} on the hub: name it and add --include-gated"
             return None
         only = (self._wanted.commits or {}).get(repo.folder)
         revisions: dict[str, ServedRevision] = {}
@@ -323,7 +321,7 @@ class Catalog:
             files = self._files(repo, revision)
             needed = judgement.division.needed if judgement.division is not None else frozenset()
             if revision.tree is not None:
-                # What somebody else has put into the folder is none of the model's.
+                # What somebody else has put into the folder is not part of the model.
                 needed &= revision.tree.keys()
             unknown = sorted(needed - files.keys())
             if unknown:
@@ -332,9 +330,9 @@ class Catalog:
                 made = revision.mtime_ns / 1e9
                 revisions[revision.commit] = ServedRevision(revision.commit, files, made)
         if not revisions:
-            self.skipped[name] = why
+            self._skipped[name] = why
             return None
-        self.skipped.pop(name, None)
+        self._skipped.pop(name, None)
         refs = {
             ref: commit
             for ref, commit in repo.refs.items()
@@ -344,7 +342,7 @@ class Catalog:
 
     def _files(self, repo: Repo, revision: Revision) -> dict[str, ServedFile]:
         """Return the files of a revision that are here and whose content can be checked."""
-        found: dict[str, ServedFile] = {}
+        files: dict[str, ServedFile] = {}
         others = _Others()
         for file in revision.files:
             listed = _listed(repo, revision, file)
@@ -354,12 +352,12 @@ class Catalog:
             if file.blob is not None:
                 path = repo.blob_path(file.blob)
             is_open = others.can_read(path)
-            found[file.name] = ServedFile(file.name, path, file.blob is not None, listed, is_open)
-        return found
+            files[file.name] = ServedFile(file.name, path, file.blob is not None, listed, is_open)
+        return files
 
 
 def _listed(repo: Repo, revision: Revision, file: File) -> TreeFile | None:
-    """Return what the hub lists of a file that is here; `None` if there is nothing to check it by.
+    """Return what the hub lists for a file that is here; `None` if it cannot be checked.
 
     An older client has kept no listing: then the name of the blob says all, of LFS files the hash
     of the pointer too, which follows from content and length.
@@ -397,7 +395,7 @@ class _Others:
         self._real: dict[str, str] = {}
 
     def can_read(self, path: str) -> bool:
-        """Return whether a file's mode and those of all folders above it let everybody read it."""
+        """Return whether the modes of a file and of all folders above it let everybody read it."""
         folder, name = os.path.split(path)
         if folder not in self._real:
             self._real[folder] = os.path.realpath(folder)

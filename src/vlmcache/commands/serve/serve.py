@@ -9,10 +9,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from vlmcache import units
-from vlmcache.addresses import is_loopback, parse_address, parse_host
+from vlmcache.addresses import in_address, is_loopback, parse_address, parse_host
 from vlmcache.cache.completeness import judge, resolve
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.scan import repo_finder
@@ -22,7 +21,6 @@ from vlmcache.commands.serve.values import (
     DEFAULT_LISTEN,
     InterruptedServeError,
     ServedModel,
-    ServeError,
     ServeOptions,
     ServeReport,
     TerminatedServeError,
@@ -35,9 +33,6 @@ from vlmcache.installing import install_extra
 from vlmcache.progress import Throttle
 from vlmcache.show.text import printable
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 _SPARE_FILES = 64
 """Descriptors for all else that a process opens."""
 
@@ -45,7 +40,7 @@ _SPARE_FILES = 64
 class Server(contextlib.AbstractContextManager["Server"]):
     """A server that is about to answer: in a thread while its block runs, or here with `run`.
 
-    The address is taken when it is made. Close it by the end of its block, or with `run`.
+    The address is taken when it is made, and given back by the end of its block or of `run`.
 
     Args:
         session: what to work on.
@@ -122,18 +117,18 @@ class Server(contextlib.AbstractContextManager["Server"]):
     def run(self) -> ServeReport:
         """Answer until a signal arrives, and return what was served; its problem is the signal."""
         try:
-            # A signal may come before its loop stands, which must not be left half made.
+            # A signal may arrive while its loop is being made, which must not be left half made.
             with self._uvicorn.capture_signals():
                 self._uvicorn.run([self._listener])
         finally:
             self._stack.close()
-        ended = f"served {units.counted(len(self._counts.contents), 'file')}"
-        ended += f", {units.size_text(self._counts.bytes_sent)}"
+        report = self.report()
         if self._uvicorn.ended_by is None:
-            return self.report()
+            return report
         is_int = self._uvicorn.ended_by == signal.SIGINT
         kind = InterruptedServeError if is_int else TerminatedServeError
-        return self.report().with_problem(kind(kind.code, ended))
+        files, sent = units.counted(report.files, "file"), units.size_text(report.bytes_sent)
+        return report.with_problem(kind(kind.code, f"served {files}, {sent}"))
 
     def start_lines(self) -> list[str]:
         """Return what people want to know before it runs: where, what, and what clients need."""
@@ -157,7 +152,9 @@ class Server(contextlib.AbstractContextManager["Server"]):
             )
         if not self.on_loopback and not self.encrypted:
             lines.append("Without --tls-cert, files and tokens cross the network in clear text")
-        lines += [f"Not served: {one.repo}: {one.reason}" for one in self.not_served[:5]]
+        lines += [
+            f"Not served: {omitted.repo}: {omitted.reason}" for omitted in self.not_served[:5]
+        ]
         if len(self.not_served) > 5:
             lines.append(f"Not served: {units.and_more(len(self.not_served) - 5).strip()}")
         return [printable(line) for line in lines]
@@ -176,19 +173,12 @@ class Server(contextlib.AbstractContextManager["Server"]):
         )
 
     def __enter__(self) -> Server:
-        self._thread = threading.Thread(target=self._uvicorn.run, args=([self._listener],))
-        self._thread.start()
-        while not self._uvicorn.is_up.wait(0.1):
-            if not self._thread.is_alive():
-                raise ServeError("the server could not start")
+        from vlmcache.commands.serve import server
+
+        self._thread = server.answer_in_thread(self._uvicorn, self._listener)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -197,11 +187,6 @@ class Server(contextlib.AbstractContextManager["Server"]):
         if self._thread is not None:
             self._thread.join()
         self._stack.close()
-
-
-def in_address(host: str) -> str:
-    """Return a host as it is written in an address."""
-    return f"[{host}]" if ":" in host else host
 
 
 def check_packages() -> None:
@@ -216,10 +201,10 @@ def check_packages() -> None:
 
 
 def _check_names(names: Sequence[str], options: ServeOptions) -> None:
-    """Make sure that it is said what is served.
+    """Make sure that names and options say what is served.
 
     Raises:
-        UsageError: it is not.
+        UsageError: they do not.
     """
     if names and options.all:
         raise UsageError("name models or use --all, not both")
@@ -268,16 +253,15 @@ def find_wanted(session: Session, names: Sequence[str], options: ServeOptions, h
                 f"{name} is {state}, and only complete models are served",
                 units.command("pull", name),
             )
-        how = restrictions.get((repo.type, repo.id))
-        if how is not None and withholds:
+        restriction = restrictions.get((repo.type, repo.id))
+        if restriction is not None and withholds:
             raise UsageError(
-                f"{name} is {how} on the hub: who may have it is decided there",
+                f"{name} is {restriction} on the hub: who may have it is decided there",
                 "--include-gated serves it to everybody who has this server's token",
             )
         commit = resolve(repo, model.revision) if asked is not None else None
-        before = commits.get(repo.folder, frozenset())
-        alone = None if commit is None or before is None else before | {commit}
-        commits[repo.folder] = alone
+        earlier = commits.get(repo.folder, frozenset())
+        commits[repo.folder] = None if commit is None or earlier is None else earlier | {commit}
     return Wanted(commits, withholds)
 
 
@@ -293,14 +277,13 @@ def _raise_file_limit(revisions: int, options: ServeOptions) -> None:
         return
     needed = 2 * options.max_connections + _SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY:
-        hard = needed + revisions
-    if needed > hard:
+    if hard != resource.RLIM_INFINITY and needed > hard:
         raise UsageError(
             f"--max-connections {options.max_connections} needs {needed} open files, and the "
             f"system allows {hard}",
             "lower it, or raise the limit with 'ulimit -n'",
         )
-    if soft != resource.RLIM_INFINITY and needed + revisions > soft:
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, needed + revisions), limit))
+    wanted = needed + revisions
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))

@@ -25,9 +25,9 @@ from vlmcache.units import shell_words
 IDLE = 20.0
 """Seconds for the head of a request to arrive, since the connection or the last answer."""
 STALLED = 60.0
-"""Seconds in which a client takes what is ready for it, a block of 1 MiB at the most."""
+"""Seconds in which a client has to take what is ready for it, a block of 1 MiB at most."""
 GRACE = 5
-"""Seconds that answers get to be completed after the signal that ends the server."""
+"""Seconds that answers have for their completion after the signal that ends the server."""
 _TEND_EVERY = 2.0
 _BACKLOG = 128
 
@@ -54,7 +54,9 @@ class Listener(socket.socket):
     @property
     def live(self) -> int:
         """How many connections are open."""
-        self._accepted = tuple(one for one in self._accepted if one.fileno() >= 0)
+        self._accepted = tuple(
+            connection for connection in self._accepted if connection.fileno() >= 0
+        )
         return len(self._accepted)
 
 
@@ -93,7 +95,7 @@ def check_tls(options: ServeOptions) -> None:
     """Make sure that certificate and key can be used.
 
     Raises:
-        UsageError: they cannot, or there is a key alone.
+        UsageError: they cannot, or there is only a key.
     """
     if options.tls_cert is None:
         if options.tls_key is not None:
@@ -102,7 +104,7 @@ def check_tls(options: ServeOptions) -> None:
     asked: list[str] = []
 
     def password() -> str:
-        # An empty one keeps OpenSSL from asking for one on the terminal.
+        # Without this OpenSSL would ask for one on the terminal.
         asked.append("")
         return ""
 
@@ -129,7 +131,7 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._stalled: asyncio.TimerHandle | None = None
-        self._says_no_more = False
+        self._half_closed = False
         self._idle = self.loop.call_later(IDLE, self._end_if_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -141,15 +143,15 @@ class _Protocol(H11Protocol):
         self._idle.cancel()
         self._idle = self.loop.call_later(IDLE, self._end_if_idle)
         super().on_response_complete()
-        if self._says_no_more and not self._is_answering:
+        if self._half_closed and not self._is_answering:
             self.transport.close()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Complete the answer to a client that ends its side after the request, as `nc -N` does."""
         is_asked = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
         is_plain = self.transport.get_extra_info("sslcontext") is None
-        self._says_no_more = is_plain and is_asked and self._is_answering
-        return self._says_no_more
+        self._half_closed = is_plain and is_asked and self._is_answering
+        return self._half_closed
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -172,7 +174,7 @@ class _Protocol(H11Protocol):
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn's server, which keeps the signal that ended it to itself."""
+    """uvicorn's server, which remembers the signal that ended it instead of raising it again."""
 
     def __init__(self, config: uvicorn.Config, served: Served) -> None:
         super().__init__(config)
@@ -230,7 +232,7 @@ class _Uvicorn(uvicorn.Server):
 def uvicorn_server(served: Served, options: ServeOptions) -> _Uvicorn:
     """Return the server that answers with what is served."""
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
-        # Whatever a client does is said in our own log, if at all.
+        # What clients do is in our own log, if anywhere.
         logger = logging.getLogger(name)
         logger.propagate, logger.handlers = False, [logging.NullHandler()]
     config = uvicorn.Config(
@@ -253,4 +255,26 @@ def uvicorn_server(served: Served, options: ServeOptions) -> _Uvicorn:
     return _Uvicorn(config, served)
 
 
-__all__ = ["Counts", "Listener", "Served", "check_tls", "listen", "uvicorn_server"]
+def answer_in_thread(server: _Uvicorn, listener: Listener) -> threading.Thread:
+    """Let a server answer in a thread, and return the thread once it does.
+
+    Raises:
+        ServeError: it could not start.
+    """
+    thread = threading.Thread(target=server.run, args=([listener],), name="serve", daemon=True)
+    thread.start()
+    while not server.is_up.wait(0.05):
+        if not thread.is_alive():
+            raise ServeError("the server could not start")
+    return thread
+
+
+__all__ = [
+    "Counts",
+    "Listener",
+    "Served",
+    "answer_in_thread",
+    "check_tls",
+    "listen",
+    "uvicorn_server",
+]

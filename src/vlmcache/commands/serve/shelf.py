@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from types import TracebackType
 
 from vlmcache import log
+from vlmcache.addresses import in_address
 from vlmcache.cache.hashing import Opener, identify_open
 from vlmcache.cache.state import TreeFile
 from vlmcache.cache.tree import CacheTree
 from vlmcache.commands.serve.access import Access
 from vlmcache.commands.serve.catalog import ServedFile, ServedRepo
-from vlmcache.commands.serve.serve import check_packages, in_address
-from vlmcache.commands.serve.values import ServeError, ServeOptions
+from vlmcache.commands.serve.serve import check_packages
+from vlmcache.commands.serve.values import ServeOptions
 from vlmcache.commands.serve.vouching import Vouching
 from vlmcache.config import Session, own_home
 from vlmcache.progress import Throttle
@@ -23,7 +22,7 @@ from vlmcache.progress import Throttle
 class Shelf:
     """The contents that are served, whichever revision they belong to, complete or not.
 
-    No repo is listed, so that who has no token learns nothing.
+    No repo is listed: without the token nothing can be learned.
 
     Args:
         cache_dir: the hub cache.
@@ -38,7 +37,7 @@ class Shelf:
         self._files[etag] = ServedFile(etag, path, True, TreeFile(size, etag), False)
 
     def distrust(self, etag: str) -> None:
-        """Serve a content no more."""
+        """Stop serving a content."""
         self._files.pop(etag, None)
 
     def content(self, etag: str) -> ServedFile | None:
@@ -58,13 +57,13 @@ class Shelf:
         return self._tree.open_content if is_blob else self._tree.open
 
     def tend(self) -> None:
-        """Do nothing: what is served is said by whoever fetches it."""
+        """Do nothing: whoever fetches a blob adds it."""
 
 
 class BlobServer(contextlib.AbstractContextManager["BlobServer"]):
-    """Serves the contents of a shelf in a thread, from its making until it is closed.
+    """Serves the contents of a shelf in a thread until it is closed.
 
-    Each is hashed before its first byte leaves, unless it is known to be good.
+    Each is hashed before its first byte is sent, unless it is known to be good.
 
     Args:
         session: what to work on.
@@ -92,22 +91,16 @@ class BlobServer(contextlib.AbstractContextManager["BlobServer"]):
             served = server.Served(
                 self.shelf,
                 self._vouching,
-                Access(token, (), host, beyond=True),
+                Access(token, (), host, on_network=True),
                 Throttle(),
                 self._counts,
                 lambda: listener.live,
             )
             self._uvicorn = server.uvicorn_server(served, options)
+            self._thread = server.answer_in_thread(self._uvicorn, listener)
             self._stack = stack.pop_all()
         self.address = f"http://{in_address(host)}:{port}"
         """The address, as other machines reach it."""
-        self._thread = threading.Thread(
-            target=self._uvicorn.run, args=([listener],), name="serve", daemon=True
-        )
-        self._thread.start()
-        while not self._uvicorn.is_up.wait(0.05):
-            if not self._thread.is_alive():
-                raise ServeError("the server could not start")
 
     @property
     def bytes_sent(self) -> int:
@@ -138,10 +131,5 @@ class BlobServer(contextlib.AbstractContextManager["BlobServer"]):
         self._thread.join()
         self._stack.close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

@@ -9,11 +9,11 @@ from vlmcache.report import Report
 
 DEFAULT_LISTEN = "127.0.0.1:9401"
 CONNECTIONS = 256
-"""Connections at a time, if nothing else is asked for."""
+"""Connections at a time by default."""
 
 
 class ServeError(VlmcacheError):
-    """The address cannot be listened on."""
+    """The address cannot be listened on, or the server could not start."""
 
     code = "serve"
 
@@ -22,7 +22,7 @@ class ServeOptions(msgspec.Struct, frozen=True):
     """How to serve; fields are named like the options."""
 
     listen: str | None = None
-    """Where, if other than on the default port of the loopback; then what is served is named."""
+    """The address, if not the default port of the loopback; then what is served has to be named."""
     all: bool = False
     token_file: str | None = None
     allow: tuple[str, ...] = ()
@@ -78,14 +78,14 @@ class ServeReport(Report, frozen=True):
 
 
 class InterruptedServeError(VlmcacheError):
-    """Ctrl-C has ended the server."""
+    """Ctrl-C ended the server."""
 
     code = "interrupted"
     exit_code = ExitCode.INTERRUPTED
 
 
 class TerminatedServeError(VlmcacheError):
-    """SIGTERM has ended the server."""
+    """SIGTERM or SIGHUP ended the server."""
 
     code = "terminated"
     exit_code = ExitCode.TERMINATED

@@ -1,7 +1,7 @@
-"""Which contents may be sent: those that were found to be what their hash says.
+"""Which contents may be sent: those that were found to have their hash.
 
-A content that is not known to be good is hashed before its first byte leaves, once for all who ask.
-Whoever asks meanwhile waits a little, and is then asked to come back when it is done.
+A content that is not known to be good is hashed before its first byte is sent, once for all who ask
+for it. Whoever asks meanwhile waits a little, and is then asked to come back later.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class StillHashingError(Exception):
 
 
 class NotGoodError(Exception):
-    """The content is not what its hash says, or could not be read."""
+    """The content has another hash, or could not be read."""
 
 
 class ReplacedError(Exception):
@@ -158,7 +158,7 @@ class Vouching:
             raise ReplacedError
 
     def _work(self, check: Check, hashing: _Hashing, opener: Opener) -> Callable[[], Judged | None]:
-        def moved(_: Check, position: int) -> None:
+        def advanced(_: Check, position: int) -> None:
             hashing.done = position
             if self._closing:
                 raise Stopped
@@ -166,7 +166,7 @@ class Vouching:
         def work() -> Judged | None:
             hashing.begun = time.monotonic()
             try:
-                with contextlib.closing(hash_all([check], 1, moved, opener=opener)) as answers:
+                with contextlib.closing(hash_all([check], 1, advanced, opener=opener)) as answers:
                     judged = next(answers)
             except Stopped:
                 return None

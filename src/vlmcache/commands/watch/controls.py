@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vlmcache.commands.watch.listing import SORTS, Item, Row, items_of
+from vlmcache.commands.watch.listing import SORTS, Item, ModelRow, items_of
 from vlmcache.show.text import printable
 
 _FAR = 1 << 30
 
 
 class Controls:
-    """How the list is to be shown; `press` changes it."""
+    """How the list is shown; `press` changes it."""
 
     def __init__(self) -> None:
         self.paused = False
@@ -68,7 +68,7 @@ class Controls:
             self.filter += key
             self._first = 0
 
-    def choose(self, rows: Iterable[Row], page: int) -> tuple[list[Item], int, int]:
+    def choose(self, rows: Iterable[ModelRow], page: int) -> tuple[list[Item], int, int]:
         """Return the lines to show, the number of the first, and how many there are in all.
 
         Args:

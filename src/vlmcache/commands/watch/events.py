@@ -1,4 +1,4 @@
-"""What happened between two scans of a cache (pure), and who reports that something did."""
+"""What happened between two scans of a cache (pure), and the system's reports of changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlmcache.cache.state import CacheState, Finding, Partial, Repo, Revision
 from vlmcache.commands.watch.values import Event, EventKind
 
 BEGUN = frozenset({"ref-to-missing-commit", "empty-snapshot", "missing-snapshots"})
-"""Errors that a download shows until its first file is complete; damage if there was more."""
+"""Findings of a download until its first file is complete; damage if there was more before."""
 
 
 class ListedFile(msgspec.Struct, frozen=True):
@@ -119,7 +119,7 @@ def _damaged(was: Repo | None, now: Repo) -> Iterator[Event]:
 
 
 def _was_more(was: Repo, finding: Finding) -> bool:
-    """Return whether a repo had before what is missing now, as a download that begins has not."""
+    """Return whether a repo had what is missing now, as before a first download it had not."""
     if finding.code == "missing-snapshots":
         return bool(was.revisions)
     if finding.code == "empty-snapshot":

@@ -19,7 +19,7 @@ RESIZED = "resized"
 SUSPEND = "suspend"
 
 _KEY = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|[^\x1b])?|.", re.DOTALL)
-"""One key; those that are no character send a sequence (see ECMA-48)."""
+"""One key; a key that is not a character sends a sequence (see ECMA-48)."""
 _NAMES = {
     **dict.fromkeys(("\x1b[A", "\x1bOA"), "up"),
     **dict.fromkeys(("\x1b[B", "\x1bOB"), "down"),
@@ -38,7 +38,7 @@ _SEQUENCE_SECONDS = 0.03
 def keys_of(text: str) -> list[str]:
     """Return the keys that a terminal has sent: characters, or names such as `up` and `escape`.
 
-    Keys that have neither are left out.
+    Keys that are neither are left out.
     """
     keys = (_NAMES.get(key, key) for key in _KEY.findall(text))
     return [key for key in keys if key in _NAMES.values() or key.isprintable()]
@@ -46,8 +46,8 @@ def keys_of(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the block is over, so that it is done completely."""
-    # Masking them is not enough: another thread would receive them, and Python act on them here.
+    """Let Ctrl-C and SIGTERM wait until the block is over, so that all of it is done."""
+    # To mask them is not enough: another thread would receive them, and Python handle them here.
     received: list[int] = []
     before = {
         number: signal.signal(number, lambda number, _: received.append(number))
@@ -90,7 +90,7 @@ class Keyboard:
                 self._handlers[number] = signal.signal(number, self._signalled)
 
     def close(self) -> None:
-        """Put everything back; once is enough, and more does no harm."""
+        """Put everything back; again does no harm."""
         with signals_deferred():
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)

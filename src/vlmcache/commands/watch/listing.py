@@ -10,7 +10,7 @@ from vlmcache.commands.watch.values import Download, WatchedModel
 _STATES = ("damaged", "away", "partial", "missing", "cached")
 
 
-class Row(NamedTuple):
+class ModelRow(NamedTuple):
     """A model, and what is being downloaded of it."""
 
     model: WatchedModel
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
     @property
     def left(self) -> int | None:
-        """The bytes that are still to be received, `None` if nothing says how many."""
+        """The bytes that are still to be received; `None` if nothing says how many."""
         begun = [d for d in self.downloads if d.state != "left-behind"]
         if self.model.to_receive:
             return max(self.model.to_receive, sum(map(_left, begun)))
@@ -47,13 +47,13 @@ class Row(NamedTuple):
 
     @property
     def seconds_left(self) -> float | None:
-        """How long that takes at the speed of now."""
+        """How long that takes at the current speed."""
         left, speed = self.left, self.speed
         return left / speed if left is not None and speed else None
 
     @property
     def progress(self) -> float | None:
-        """The fraction that is on disk; of a complete model, that of what is being added to it."""
+        """The fraction that is on disk; of a complete model, that of what is added to it."""
         if self.model.state != "cached" or not self.downloads:
             return self.model.progress
         full = [d.expected_size for d in self.downloads if d.expected_size is not None]
@@ -85,12 +85,12 @@ class Total(NamedTuple):
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the rest takes at the speed of now."""
+        """How long the rest takes at the current speed."""
         return self.left / self.speed if self.left is not None and self.speed else None
 
 
-def total_of(rows: Iterable[Row]) -> Total | None:
-    """Return what runs, all together; `None` if nothing does."""
+def total_of(rows: Iterable[ModelRow]) -> Total | None:
+    """Return all running downloads together; `None` if there are none."""
     running = [row for row in rows if row.is_running]
     if not running:
         return None
@@ -103,8 +103,8 @@ def total_of(rows: Iterable[Row]) -> Total | None:
     ]
     return Total(
         len(running),
-        None if None in left else sum(each or 0 for each in left),
-        None if None in sizes else sum(each or 0 for each in sizes),
+        None if None in left else sum(size or 0 for size in left),
+        None if None in sizes else sum(size or 0 for size in sizes),
         sum(row.speed or 0.0 for row in running),
     )
 
@@ -124,7 +124,7 @@ def full_in(free: int | None, fill_rate: float | None, total: Total | None) -> f
         return None
     if total is None or total.left is None:
         return free / rate if rate else None
-    # Two windows of time are compared: a small difference is no other writer.
+    # The two rates are of different windows of time: a small difference means no other writer.
     other = rate - total.speed if rate > 1.25 * total.speed else 0.0
     if total.left > 0 and not total.speed:
         return free / rate if rate and total.left > free else None
@@ -135,26 +135,26 @@ def full_in(free: int | None, fill_rate: float | None, total: Total | None) -> f
     return ends_in + after / other if other else None
 
 
-def rows_of(models: Iterable[WatchedModel], downloads: Iterable[Download]) -> list[Row]:
-    """Return a row for each model; of a repo that has several, the first incomplete one arrives."""
+def model_rows(models: Iterable[WatchedModel], downloads: Iterable[Download]) -> list[ModelRow]:
+    """Return a row for each model; downloads go to the first incomplete one of their repo."""
     arriving: dict[tuple[str, str], list[Download]] = {}
     for download in downloads:
         arriving.setdefault((download.type, download.repo.casefold()), []).append(download)
     listed = list(models)
-    taken: dict[tuple[str, str], int] = {}
+    receivers: dict[tuple[str, str], int] = {}
     for number, model in enumerate(listed):
-        place = model.type, model.repo.casefold()
-        first = taken.setdefault(place, number)
+        key = model.type, model.repo.casefold()
+        first = receivers.setdefault(key, number)
         if listed[first].state == "cached" != model.state:
-            taken[place] = number
+            receivers[key] = number
     return [
-        Row(model, tuple(arriving.get(place, ())) if taken[place] == number else ())
+        ModelRow(model, tuple(arriving.get(key, ())) if receivers[key] == number else ())
         for number, model in enumerate(listed)
-        for place in [(model.type, model.repo.casefold())]
+        for key in [(model.type, model.repo.casefold())]
     ]
 
 
-ORDERS: dict[str, Callable[[Row], tuple[object, ...]]] = {
+ORDERS: dict[str, Callable[[ModelRow], tuple[object, ...]]] = {
     "activity": lambda row: (
         not row.is_running,
         not row.downloads,
@@ -172,14 +172,14 @@ SORTS = tuple(ORDERS)
 class Item(NamedTuple):
     """A line of the view: a model, or one file of it that is being downloaded."""
 
-    row: Row
+    row: ModelRow
     file: Download | None = None
 
 
 def items_of(
-    rows: Iterable[Row], order: str = SORTS[0], wanted: str = "", *, files: bool = True
+    rows: Iterable[ModelRow], order: str = SORTS[0], wanted: str = "", *, files: bool = True
 ) -> list[Item]:
-    """Return the lines in an order, of the models whose name or state has what is wanted."""
+    """Return the lines in an order, of the models whose name or state has all wanted words."""
     items: list[Item] = []
     words = wanted.casefold().split()
     for row in sorted(rows, key=ORDERS[order]):
@@ -198,7 +198,7 @@ def _file_order(download: Download) -> tuple[object, ...]:
     return order[download.state], download.file or download.etag
 
 
-def programs_of(rows: Sequence[Row]) -> list[str]:
+def programs_of(rows: Sequence[ModelRow]) -> list[str]:
     """Return the users whose processes download, each once."""
     names = (
         download.process.user

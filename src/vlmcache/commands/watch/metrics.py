@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from vlmcache.addresses import is_own_host
+from vlmcache.addresses import in_address, is_own_host
 from vlmcache.cache.state import State
 from vlmcache.change import place
 from vlmcache.commands.watch.values import DownloadState, EventKind, Observation, Snapshot
@@ -32,7 +32,7 @@ CONNECTIONS = 16
 HEAD_LIMIT = 16_384
 """Bytes of a request's line and headers."""
 Sample = tuple[Mapping[str, str], float | int | None]
-"""Labels and value; what has no value now is left out."""
+"""Labels and value; a sample without a value is left out."""
 
 
 class MetricsError(VlmcacheError):
@@ -88,7 +88,7 @@ def _families(snapshot: Snapshot, events: Mapping[str, int]) -> Iterator[str]:
         ("filesystem_free_bytes", "Free bytes on the cache's disk.", [({}, cache.free)]),
         ("filesystem_size_bytes", "Size of the cache's disk.", [({}, cache.total)]),
         ("min_free_bytes", "Free bytes below which space is low.", [({}, cache.min_free)]),
-        ("low_space", "Whether less than that is free.", [({}, int(snapshot.low))]),
+        ("low_space", "Whether less than min_free_bytes is free.", [({}, int(snapshot.low))]),
         (
             "findings",
             "Problems found in the cache, by severity.",
@@ -144,7 +144,7 @@ def _families(snapshot: Snapshot, events: Mapping[str, int]) -> Iterator[str]:
             [({}, snapshot.at.timestamp())],
         ),
     ]
-    for name, text, samples in families:
+    for name, description, samples in families:
         lines = [
             f"vlmcache_{name}{_labels(labels)} {value}"
             for labels, value in samples
@@ -152,7 +152,7 @@ def _families(snapshot: Snapshot, events: Mapping[str, int]) -> Iterator[str]:
         ]
         if lines:
             kind = "counter" if name.endswith("_total") else "gauge"
-            yield f"# HELP vlmcache_{name} {text}\n# TYPE vlmcache_{name} {kind}\n"
+            yield f"# HELP vlmcache_{name} {description}\n# TYPE vlmcache_{name} {kind}\n"
             yield "\n".join([*lines, ""])
 
 
@@ -168,13 +168,13 @@ def _escaped(value: str) -> str:
 
 
 def write_metrics(path: str, text: str) -> None:
-    """Replace a file's content at once: readers see the old one or the new one.
+    """Replace a file at once: readers see the old content or the new one.
 
     Raises:
         OSError: the folder does not exist or cannot be written to.
     """
     folder, name = os.path.split(os.path.abspath(path))
-    # The collector reads every file that ends in .prom, so the temporary one must not.
+    # The collector reads every file whose name ends in .prom; that of this one must not.
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     place.write_file(os.path.join(folder, name), text.encode(), temporary=temporary)
 
@@ -241,18 +241,20 @@ def endpoint(exposition: Exposition, host: str, port: int) -> Iterator[str]:
     try:
         server = Server((host, port), Handler)
     except OSError as error:
-        raise MetricsError(f"cannot listen on {host} port {port}: {reason_of(error)}") from error
+        raise MetricsError(
+            f"cannot listen on {host} port {port}: {reason_of(error)}", "name another with --listen"
+        ) from error
     with server:
         threading.Thread(target=server.serve_forever, args=(0.5,), daemon=True).start()
-        shown = f"[{host}]" if ":" in host else host
         try:
-            yield f"http://{shown}:{server.server_address[1]}/metrics"
+            yield f"http://{in_address(host)}:{server.server_address[1]}/metrics"
         finally:
             server.shutdown()
 
 
-# http.server's own server would ask the name service for its name.
 class _Server(socketserver.ThreadingTCPServer):
+    """A server with a limit on connections; that of `http.server` would look its own name up."""
+
     allow_reuse_address = True
     daemon_threads = True
 
@@ -279,15 +281,17 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
+    """Answers one request per connection."""
+
     source: Exposition
     listened_on: str
     timeout = 10.0
-    """Seconds for a request to come, and for its answer to be taken."""
+    """Seconds for a request to arrive, and for its answer to be taken."""
     server_version = "vlmcache"
     sys_version = ""
 
     def handle(self) -> None:
-        """Answer one request, the head of which is complete in time and short."""
+        """Answer one request if its head arrives in time and is short."""
         ends = time.monotonic() + self.timeout
         head = b""
         while b"\r\n\r\n" not in head and len(head) <= HEAD_LIMIT:

@@ -7,9 +7,8 @@ import functools
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import NamedTuple
 
 from vlmcache.cache.amounts import Amounts, amounts_of
 from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision, worst
@@ -20,12 +19,12 @@ from vlmcache.commands.status.values import estimate_of
 from vlmcache.commands.watch.events import files_by_blob
 from vlmcache.commands.watch.values import Clock, Download, DownloadState, Program, WatchedModel
 from vlmcache.config import Config, ModelConfig
+from vlmcache.progress import Rate
 
-_AFTER = 10.0
-_BUSY_AFTER = 2.0
-_SHARE = 1000.0
-_BUSY_SHARE = 50.0
-"""How many times its own duration is waited before an expensive search is made again."""
+_SEARCH_AFTER, _BUSY_SEARCH_AFTER = 10.0, 2.0
+"""Seconds after which users are searched for again, at least; busy: while something downloads."""
+_SEARCH_SHARE, _BUSY_SEARCH_SHARE = 1000.0, 50.0
+"""How many times its own duration is waited before that search is made again, at least."""
 _LEAST_GAP = 0.5
 """Seconds between two samples, at the least, for a rate."""
 _SPEED_WINDOW = 20.0
@@ -33,6 +32,7 @@ _SPEED_WINDOW = 20.0
 _FRESH = 10.0
 """Seconds after its last write in which a partial that nobody locks may still be written."""
 _STALLED_AFTER = 30.0
+"""Seconds without a write after which a download counts as stalled."""
 
 
 class Users:
@@ -50,9 +50,10 @@ class Users:
         Args:
             state: the cache.
             at: seconds on a clock that is never set back.
-            busy: whether something is being downloaded, so that it is time earlier.
+            busy: whether something is being downloaded, so that it is asked more often.
         """
-        least, share = (_BUSY_AFTER, _BUSY_SHARE) if busy else (_AFTER, _SHARE)
+        least = _BUSY_SEARCH_AFTER if busy else _SEARCH_AFTER
+        share = _BUSY_SEARCH_SHARE if busy else _SEARCH_SHARE
         if at - self._found_at < max(least, share * self._cost):
             return
         started = time.perf_counter()
@@ -97,14 +98,18 @@ def _user_of(pid: int) -> str | None:
     return None
 
 
-@functools.cache
-def _name_of(uid: int) -> str:
-    """Return a user's name, for which a directory on the network is asked once only."""
-    return owner_name(uid)
+_name_of = functools.cache(owner_name)
+"""Returns a user's name, for which a directory on the network is asked only once."""
 
 
-_Judged: TypeAlias = tuple[Repo, dict[str, Repo | None], State, Amounts]
-"""State and amounts of a repo, after it and the others that it needs, of which they were said."""
+class _Judged(NamedTuple):
+    """What was found of a model, and the repos that it was judged by."""
+
+    repo: Repo
+    needed: dict[str, Repo | None]
+    """Id of each other repo that it needs -> that repo."""
+    state: State
+    amounts: Amounts
 
 
 class Models:
@@ -131,7 +136,7 @@ class Models:
     def _model(
         self, state: CacheState, repo: Repo | None, model: ModelConfig | None, users: Users
     ) -> WatchedModel:
-        found, amounts = self._judge(state, repo, model)
+        model_state, amounts = self._judge(state, repo, model)
         size_on_disk = amounts.size_on_disk
         if repo is not None and model is None:
             size_on_disk = repo.size_on_disk
@@ -145,7 +150,7 @@ class Models:
             repo=name,
             type=kind,
             revision=model.revision if model is not None else None,
-            state=found,
+            state=model_state,
             size_on_disk=size_on_disk,
             expected_size=amounts.expected_size,
             used_by=users.of(repo) if repo is not None else (),
@@ -165,45 +170,33 @@ class Models:
             return "missing", amounts_of(state, None, missing, estimate=estimate)
         key = repo.folder, model.revision if model is not None else None, variant
         known = self._judged.get(key)
-        same = known is not None and known[0] is repo
-        if known is None or not (
-            same and all(state.repo(one) is at for one, at in known[1].items())
+        if (
+            known is None
+            or known.repo is not repo
+            or any(state.repo(name) is not other for name, other in known.needed.items())
         ):
             if model is not None:
                 judged = [judge(repo, model.revision, state.repo, variant)]
-                found = judged[0].state
+                model_state = judged[0].state
             else:
                 judged = [judge_revision(repo, each, state.repo) for each in repo.revisions]
-                found = judge_repo(repo, judged)
-            shown = worst(found, judged)
+                model_state = judge_repo(repo, judged)
+            shown = worst(model_state, judged)
             amounts = amounts_of(state, repo, shown, variant=variant, estimate=estimate)
-            others = {
+            needed = {
                 need.id: state.repo(need.id)
                 for judgement in judged
                 if judgement.division is not None
                 for need in judgement.division.repos
             }
-            known = self._judged[key] = repo, others, found, amounts
-        return known[2], known[3]
+            known = self._judged[key] = _Judged(repo, needed, model_state, amounts)
+        return known.state, known.amounts
 
 
-class Rate:
-    """How fast a number grows, over a window of seconds."""
-
-    def __init__(self, window: float) -> None:
-        self._window = window
-        self._samples: deque[tuple[float, int]] = deque()
-
-    def add(self, at: float, value: int) -> float | None:
-        """Add a sample; return the growth per second, `None` if the samples are too close."""
-        samples = self._samples
-        samples.append((at, value))
-        # The last sample before the window stays: a pause must not leave a window of one sample.
-        while len(samples) > 2 and samples[1][0] < at - self._window:
-            samples.popleft()
-        since, before = samples[0]
-        seconds = at - since
-        return max(0.0, (value - before) / seconds) if seconds >= _LEAST_GAP else None
+def growth(rate: Rate, at: float, value: int) -> float | None:
+    """Add a number to a rate; return its growth per second, `None` if it is too early to say."""
+    per_second = rate.add(at, value)
+    return per_second if rate.seconds >= _LEAST_GAP else None
 
 
 class Downloads:
@@ -227,7 +220,8 @@ class Downloads:
                 listed = files.get(partial.etag)
                 expected = listed.size if listed is not None else None
                 size = _received(partial, expected)
-                speed = self._received.setdefault(key, Rate(_SPEED_WINDOW)).add(at, size)
+                rate = self._received.setdefault(key, Rate(_SPEED_WINDOW))
+                speed = growth(rate, at, size)
                 if partial.locked:
                     self._locked.add(key)
                 download_state = self._state(partial)

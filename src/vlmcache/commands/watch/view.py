@@ -1,4 +1,7 @@
-"""`watch` for people: a full screen on a terminal, plain lines elsewhere, JSON per line."""
+"""`watch` for people: a full screen on a terminal, plain lines elsewhere, JSON per line.
+
+Screen and lines show the same rows, and only a view may make these: hence the length of this file.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,10 @@ from vlmcache.commands.watch.keyboard import (
 )
 from vlmcache.commands.watch.listing import (
     Item,
-    Row,
+    ModelRow,
     items_of,
+    model_rows,
     programs_of,
-    rows_of,
     total_of,
 )
 from vlmcache.commands.watch.values import Download, Event, Observation, Snapshot
@@ -45,7 +48,7 @@ from vlmcache.show.rows import (
 )
 from vlmcache.show.tables import STATE_COLORS, state_text
 from vlmcache.show.text import NOTHING, UNICODE, printable
-from vlmcache.units import duration_text, size_text
+from vlmcache.units import counted, duration_text, size_text
 
 _KEPT_EVENTS = 50
 _SHOWN_EVENTS = 6
@@ -109,7 +112,7 @@ class Screen:
         self._controls = Controls()
 
     def __enter__(self) -> Screen:
-        # A second signal can end the way out early; the end of the process is a way out too.
+        # A second signal can cut `__exit__` short, and the process can end without it.
         atexit.register(self._restore)
         try:
             with signals_deferred():
@@ -181,7 +184,7 @@ class Screen:
     def _screen(self, snapshot: Snapshot) -> Group:
         width, height = self._console.size
         events = list(self._events)[-min(_SHOWN_EVENTS, max(1, height // 5)) :]
-        rows = rows_of(snapshot.models, snapshot.downloads)
+        rows = model_rows(snapshot.models, snapshot.downloads)
         lines = _header(snapshot, rows, width)
         # The headings and the footer; what happened has a heading too.
         page = max(1, height - len(lines) - 2 - (len(events) + 1 if events else 0))
@@ -263,7 +266,7 @@ class Lines:
         """Wait for so many seconds or for the socket.
 
         Raises:
-            BrokenPipeError: nobody reads the lines any more.
+            BrokenPipeError: nobody reads the lines any longer.
         """
         wait_for_reader(seconds, wake)
         return True
@@ -271,7 +274,7 @@ class Lines:
     def _begin(self, snapshot: Snapshot) -> None:
         out = console()
         width = width_of(out)
-        rows = rows_of(snapshot.models, snapshot.downloads)
+        rows = model_rows(snapshot.models, snapshot.downloads)
         lines = _header(snapshot, rows, width)
         items = items_of(rows)
         print_rows(out, lines + (_items(items, width, "MODEL") if items else []))
@@ -309,8 +312,8 @@ class Ids(Lines):
             print(printable(event.repo))
 
 
-def _header(snapshot: Snapshot, rows: Sequence[Row], width: int | None) -> list[Text]:
-    """Return what is true of the cache as one: bytes, room, downloads, health."""
+def _header(snapshot: Snapshot, rows: Sequence[ModelRow], width: int | None) -> list[Text]:
+    """Return the lines about the cache: bytes, free space, all downloads together, health."""
     cache = snapshot.cache
     here = {(row.model.type, row.model.repo) for row in rows if row.model.state != "missing"}
     count = f"{repos_text(kind for kind, _ in here)}, {size_text(cache.size_on_disk)}"
@@ -340,7 +343,7 @@ def _header(snapshot: Snapshot, rows: Sequence[Row], width: int | None) -> list[
         text.append(", ".join(facts))
         lines.append(_labelled("Total", text))
     problems = [
-        f"{count} {severity}{'s' if count > 1 else ''}"
+        counted(count, severity)
         for severity, count in snapshot.problems.items()
         if count and severity != "info"
     ]
@@ -393,14 +396,14 @@ _NUMBERS = ("ON DISK", "OF", "SPEED")
 _WIDTHS = {"PROGRESS": _BAR + 5, "ON DISK": 8, "OF": 8, "SPEED": 9, "LEFT": 11}
 
 
-def _row_cells(row: Row, width: int | None) -> dict[str, str | Text]:
+def _row_cells(row: ModelRow, width: int | None) -> dict[str, str | Text]:
     model = row.model
     name = printable(row.name)
     if width is None or width >= _WIDER:
         revision = "" if model.revision in (None, "main") else f"@{printable(model.revision or '')}"
         other = f"  {printable(model.repo)}" if model.key not in (None, model.repo) else ""
         name += other + revision
-    # Whoever downloads is named with each file, and stands here if the files are not shown.
+    # A program that downloads is named with each file too, but the files may be hidden.
     users = dict.fromkeys(
         [*model.used_by, *(each.process for each in row.downloads if each.process is not None)]
     )
@@ -418,12 +421,12 @@ def _row_cells(row: Row, width: int | None) -> dict[str, str | Text]:
     }
 
 
-def _progress(row: Row, width: int | None) -> Text:
-    """Return a bar for what is partly here, on a screen, and else the state in words."""
+def _progress(row: ModelRow, width: int | None) -> Text:
+    """Return a bar for a model that is partly here, on a screen; otherwise the state in words."""
     progress = row.progress
     if width is None or progress is None or not (row.is_running or row.model.state == "partial"):
         return state_text(row.model.state, row.model.progress)
-    # What no download is at work on is told apart by its word, not by its color alone.
+    # Without color too it has to be seen that no download is running.
     if not row.is_running:
         return state_text(row.model.state, progress)
     return Text.assemble(bar(progress, _BAR), f" {int(progress * 100):>3}%")
@@ -469,7 +472,7 @@ def _event_line(when: datetime, event: Event, *, verbose: bool) -> Text:
 
 
 def _visible(check: Observation) -> tuple[object, ...]:
-    """Return what of a check can be seen: one more second or byte is not a reason to draw."""
+    """Return what can be seen of a check: one more second or byte is not a reason to draw."""
     snapshot = check.snapshot
     free = snapshot.cache.free
     return (

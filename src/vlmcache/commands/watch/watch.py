@@ -1,4 +1,4 @@
-"""`watch`: checks of the cache one after the other, each with what happened since the last one.
+"""`watch`: one check of the cache after the other, each with what happened since the last one.
 
 A check scans only what may have changed since the last one.
 """
@@ -21,22 +21,26 @@ from vlmcache.cache.mounts import mount_of
 from vlmcache.cache.scan import Scanner
 from vlmcache.cache.state import CacheState, Repo, Severity
 from vlmcache.commands.status.values import found_damaged, summarize_cache
-from vlmcache.commands.watch.events import Notifications, changes
-from vlmcache.commands.watch.listing import full_in, rows_of, total_of
-from vlmcache.commands.watch.models import Downloads, Models, Rate, Users
+from vlmcache.commands.watch.events import BEGUN, Notifications, changes
+from vlmcache.commands.watch.listing import full_in, model_rows, total_of
+from vlmcache.commands.watch.models import Downloads, Models, Users, growth
 from vlmcache.commands.watch.values import Clock, Download, Event, Observation, Snapshot, Wait
 from vlmcache.config import Session, own_home
 from vlmcache.home.journal import FILE, read_damaged
+from vlmcache.progress import Rate
 
 _BUSY_INTERVAL = 1.0
 """Seconds between checks while something is being downloaded."""
 _LEAST_GAP = 0.5
 """Seconds between checks however often the filesystem reports changes."""
-_ROOM_WINDOW = 60.0
+_FREE_WINDOW = 60.0
+"""Seconds over which the pace is measured at which the disk fills."""
 _LEAST_RATE = 10_000.0
 """Bytes per second below which a shrinking disk is not worth a forecast."""
 _RETRY_AFTER = 60.0
+"""Seconds after which the filesystem is asked again to report changes."""
 _FULL_SCAN_AFTER = 120.0
+"""Seconds after which everything is scanned again, at least."""
 _FULL_SCAN_SHARE = 1000.0
 """How many times its own duration is waited before everything is scanned again."""
 _CLOCK = Clock()
@@ -69,30 +73,30 @@ def watch(
         session: the models of its configuration come first, and less free space than its `min_free`
             counts as low; the cache may be created later.
         interval: seconds.
-        wait: how to wait between looks; it ends the iteration by returning False.
+        wait: how to wait between checks; it ends the iteration by returning False.
         clock: where the time comes from.
         notify: whether to ask the filesystem to report changes, if it can.
 
     Raises:
         ConfigError: the cache path is not a folder.
     """
-    state = _Watch(session, interval, clock, notify=notify)
+    checks = _Checks(session, interval, clock, notify=notify)
     try:
         while True:
             checked = clock.monotonic()
-            yield state.check()
-            due = checked + state.pause
-            if not wait(max(0.0, due - clock.monotonic()), state.scans.wake):
+            yield checks.next()
+            due = checked + checks.pause
+            if not wait(max(0.0, due - clock.monotonic()), checks.scans.wake):
                 return
-            early = checked + min(_LEAST_GAP, state.pause) - clock.monotonic()
+            early = checked + min(_LEAST_GAP, checks.pause) - clock.monotonic()
             if early > 0 and not wait(early, None):
                 return
     finally:
-        state.scans.close()
+        checks.scans.close()
 
 
-class _Watch:
-    """What is remembered from check to check."""
+class _Checks:
+    """Checks of one cache, and what is remembered from one to the next."""
 
     def __init__(self, session: Session, interval: float, clock: Clock, *, notify: bool) -> None:
         self._session = session
@@ -105,7 +109,7 @@ class _Watch:
         self._users = Users()
         self._downloads = Downloads(clock)
         self._models = Models(session.config)
-        self._used = Rate(_ROOM_WINDOW)
+        self._used = Rate(_FREE_WINDOW)
         self._low = False
         self._busy = False
         self._running = False
@@ -117,7 +121,8 @@ class _Watch:
         """Seconds until the next check if nothing is reported before."""
         return min(self._interval, _BUSY_INTERVAL) if self._busy else self._interval
 
-    def check(self) -> Observation:
+    def next(self) -> Observation:
+        """Check the cache, and return what is seen and what happened since the last check."""
         state, changed = self.scans.update(self._downloads.are_live_in)
         state = state.with_damage(self._damaged())
         events = [*changed]
@@ -131,8 +136,8 @@ class _Watch:
         self._busy = running or self.scans.is_due
         cache = summarize_cache(self._session, state, mount_of(self._session.cache.dir))
         if self._running and not running:
-            # What has ended fills the disk no more.
-            self._used = Rate(_ROOM_WINDOW)
+            # Downloads that have ended do not fill the disk any longer.
+            self._used = Rate(_FREE_WINDOW)
         self._running = running
         rate = self._fill_rate(cache.free)
         low = cache.free is not None and cache.free < cache.min_free
@@ -140,7 +145,7 @@ class _Watch:
             events.append(Event(kind="low-space", size=cache.free, expected_size=cache.min_free))
         self._low = low
         models = tuple(self._models.update(state, self._users))
-        total = total_of(rows_of(models, downloads))
+        total = total_of(model_rows(models, downloads))
         snapshot = Snapshot(
             at=datetime.fromtimestamp(int(self._clock.now()), timezone.utc),
             cache=cache,
@@ -167,7 +172,7 @@ class _Watch:
     def _fill_rate(self, free: int | None) -> float | None:
         if free is None:
             return None
-        rate = self._used.add(self._clock.monotonic(), -free)
+        rate = growth(self._used, self._clock.monotonic(), -free)
         return rate if rate is not None and rate >= _LEAST_RATE else None
 
     def _reported(self, events: list[Event], downloads: dict[str, Download]) -> Iterator[Event]:
@@ -188,14 +193,10 @@ class _Watch:
         self._advanced = {path: at for path, at in self._advanced.items() if path in downloads}
 
 
-_BEGUN = frozenset({"missing-snapshots", "ref-to-missing-commit", "empty-snapshot"})
-"""Findings of a repo that a download which runs has only begun to fill."""
-
-
 def _problems(state: CacheState, is_live: Callable[[Repo], bool]) -> dict[str, int]:
     counts = Counter(finding.severity for finding in state.findings)
     for repo in state.repos:
-        begun = _BEGUN if is_live(repo) else ()
+        begun = BEGUN if is_live(repo) else ()
         findings = (*repo.findings, *found_damaged(repo))
         counts.update(finding.severity for finding in findings if finding.code not in begun)
     return {severity: counts[severity] for severity in get_args(Severity)}
@@ -260,7 +261,7 @@ class Scans:
         except FileNotFoundError:
             if before is None:
                 raise
-            # A folder was removed while it was read: the next check shows what is left.
+            # A folder was removed while it was read: the next check reads everything again.
             self._full_scan_at = at
         assert self._state is not None
         return self._state, () if before is None else changes(before, self._state)
@@ -329,7 +330,7 @@ def _folder_times(state: CacheState, repos: Iterable[Repo]) -> dict[str, tuple[i
         paths[repo.folder] += (
             layout.blob_path(os.path.join(base, repo.folder), "") for base in repo.bases
         )
-    return {name: tuple(map(_mtime, its_paths)) for name, its_paths in paths.items()}
+    return {name: tuple(map(_mtime, below)) for name, below in paths.items()}
 
 
 def _mtime(path: str) -> int:

@@ -1,4 +1,4 @@
-"""What `watch` says of programs, speeds and events, in words."""
+"""What `watch` says about programs, speeds and events."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from vlmcache.commands.watch.values import Event, Program
 from vlmcache.show.text import printable
-from vlmcache.units import duration_text, size_text
+from vlmcache.units import counted, duration_text, size_text
 
 
 def programs_text(programs: Sequence[Program]) -> str:
@@ -24,14 +24,14 @@ def rate_text(rate: float) -> str:
 
 
 def event_words(event: Event, *, verbose: bool) -> Iterator[str]:
-    """Yield what is to be said of an event, next to its kind and its repo."""
+    """Yield the words about an event that follow its kind and its repo."""
     if event.revision is not None:
         refs = f" ({', '.join(map(printable, event.refs))})" if event.refs else ""
         yield f"{printable(event.revision)[:12]}{refs}"
     elif len(event.files) == 1:
         yield printable(event.files[0])
     elif event.files:
-        yield f"{len(event.files)} files"
+        yield counted(len(event.files), "file")
     if event.kind == "low-space" and event.size is not None and event.expected_size is not None:
         yield f"{size_text(event.size)} free, less than {size_text(event.expected_size)}"
     elif event.size is not None and event.expected_size is not None:
