@@ -135,7 +135,11 @@ class LocalFleet:
     def pull(self, *names: str, progress: Progress | None = None, **options: Any) -> FleetPull:
         """Pull to all nodes; `org/name` unless told otherwise."""
         return pull_to_fleet(
-            self.driver, self, names or (REPO,), FleetPullOptions(**options), progress
+            self.driver,
+            lambda: self,
+            names or (REPO,),
+            FleetPullOptions(**options),
+            progress or Progress(),
         )
 
 

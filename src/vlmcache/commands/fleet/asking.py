@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import msgspec
 
-from vlmcache.change.plan import Failure
 from vlmcache.commands.fleet.calls import SILENT, Fleet, Node, Reply
-from vlmcache.commands.fleet.on_node import Done
 from vlmcache.commands.fleet.values import some
 from vlmcache.progress import Progress
-from vlmcache.report import Report
-
-_R = TypeVar("_R", bound=Report)
 
 _WAIT, _AGAIN = 5.0, 60.0
 """Seconds after which it is said who is waited for, and said again: then after twice as many each
@@ -102,14 +96,6 @@ class _Shown:
             self._progress.ended(node.name)
 
     def close(self) -> None:
-        """Show nothing any longer."""
+        """End the progress."""
         if self.begun:
             self._progress.finished()
-
-
-def report_of(reply: Reply, kind: type[_R]) -> tuple[_R | None, Failure | None, int | None]:
-    """Return what a node did, why that is not all, and how much room is free there."""
-    if reply.failure is not None:
-        return None, reply.failure, None
-    done = reply.value(Done)
-    return msgspec.json.decode(done.report, type=kind | None), done.failure, done.free

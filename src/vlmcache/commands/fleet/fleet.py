@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from vlmcache import log
@@ -27,6 +28,7 @@ from vlmcache.errors import UsageError
 from vlmcache.progress import Progress
 
 if TYPE_CHECKING:
+    from vlmcache.commands.fleet.cluster import Cluster
     from vlmcache.commands.fleet.pull_values import FleetPull
 
 
@@ -60,9 +62,22 @@ class FleetCache:
         self.choose: Callable[[Any], str] | None = None
         """Is called if a model has several variants and none is named; returns one."""
 
+    def _starting(self, *, sees_gpus: bool = False) -> AbstractContextManager[Cluster]:
+        """Return what lets the cluster be joined for as long as a block runs."""
+        from vlmcache.commands.fleet import cluster
+
+        location = self.session.cache
+        folder = location.dir if location.source == "--cache-dir" else None
+        verbose = log.is_complete()
+        setup = Setup(folder, verbosity=2 if verbose else 0)
+        return cluster.starting(self.address, setup, sees_gpus=sees_gpus, verbose=verbose)
+
     @contextlib.contextmanager
-    def joined(self) -> Iterator[Fleet]:
+    def joined(self, *, sees_gpus: bool = False) -> Iterator[Fleet]:
         """Join the cluster for as long as the block runs.
+
+        Args:
+            sees_gpus: whether what runs on the nodes sees their GPUs.
 
         Raises:
             MissingPackageError: Ray is not installed.
@@ -70,14 +85,8 @@ class FleetCache:
             UsageError: a node does not exist.
             VersionsError: nodes have other versions.
         """
-        from vlmcache.commands.fleet import cluster
-
-        location = self.session.cache
-        folder = location.dir if location.source == "--cache-dir" else None
-        verbose = log.is_complete()
-        setup = Setup(folder, verbosity=2 if verbose else 0)
-        with cluster.joined(self.address, setup, self.wanted, verbose=verbose) as fleet:
-            yield fleet
+        with self._starting(sees_gpus=sees_gpus) as cluster:
+            yield cluster.join(self.wanted)
 
     def status(self, models: Names | None = None, *, check: bool = False) -> FleetStatus:
         """Return what each node has of models.
@@ -110,7 +119,6 @@ class FleetCache:
             UnknownModelError: a name is neither a key nor a repo id.
             SpaceError: a node has no room; nothing was begun.
         """
-        from vlmcache.commands.fleet.pull import pull_to_fleet
         from vlmcache.commands.fleet.pull_values import FleetPullOptions
         from vlmcache.commands.pull.plan import FileSelection
 
@@ -130,8 +138,13 @@ class FleetCache:
             self.choose,
             tuple(where),
         )
-        with self.joined() as fleet:
-            return pull_to_fleet(self.session, fleet, names, options, self.progress)
+        with self._starting() as cluster:
+            # Ray starts meanwhile.
+            from vlmcache.commands.fleet.pull import pull_to_fleet
+
+            return pull_to_fleet(
+                self.session, lambda: cluster.join(self.wanted), names, options, self.progress
+            )
 
     def remove(
         self,
@@ -263,7 +276,7 @@ class FleetCache:
             "cold_libraries": cold_libraries,
         }
         request = requests.LoadRequest(self._names(models), options)
-        with self.joined() as fleet:
+        with self.joined(sees_gpus=True) as fleet:
             return measuring.load_test(fleet, request, self.progress)
 
     def _names(self, models: Names | None) -> tuple[str, ...]:

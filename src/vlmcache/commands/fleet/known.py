@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -20,7 +20,7 @@ from vlmcache.home.journal import read_restricted
 NOT_ASKED = "hub-not-asked"
 
 
-class Asked(msgspec.Struct, frozen=True):
+class RequestedModel(msgspec.Struct, frozen=True):
     """A model that somebody asks for."""
 
     key: str
@@ -29,20 +29,20 @@ class Asked(msgspec.Struct, frozen=True):
     selection: FileSelection
 
     @classmethod
-    def of(cls, model: ModelConfig, selection: FileSelection) -> Asked:
+    def of(cls, model: ModelConfig, selection: FileSelection) -> RequestedModel:
         """Return a model of the driver's configuration, with the files that are wanted."""
         if model.variant is not None:
             selection = msgspec.structs.replace(selection, variant=model.variant)
         return cls(model.key, model.repo, model.revision, selection)
 
 
-class AskedModels(msgspec.Struct, frozen=True):
+class ModelsRequest(msgspec.Struct, frozen=True):
     """What a node is asked for."""
 
-    models: tuple[Asked, ...]
+    models: tuple[RequestedModel, ...]
 
 
-class Known(msgspec.Struct, frozen=True):
+class KnownModel(msgspec.Struct, frozen=True):
     """A model that a node has completely, and what is to be said of it."""
 
     model: WantedModel
@@ -52,15 +52,15 @@ class Known(msgspec.Struct, frozen=True):
 class KnownModels(msgspec.Struct, frozen=True):
     """The answer: of each model that was asked for, what the node has; `None` if not all."""
 
-    models: tuple[Known | None, ...]
+    models: tuple[KnownModel | None, ...]
 
 
-def known_here(session: Session, models: Sequence[Asked]) -> KnownModels:
+def known_here(session: Session, models: Sequence[RequestedModel]) -> KnownModels:
     """Return which models are complete here, as a pull without the network judges it."""
     return KnownModels(tuple(_known(session, model) for model in models))
 
 
-def _known(session: Session, asked: Asked) -> Known | None:
+def _known(session: Session, asked: RequestedModel) -> KnownModel | None:
     model = ModelConfig(
         asked.key, asked.repo, asked.revision, variant=asked.selection.variant, configured=False
     )
@@ -77,8 +77,8 @@ def _known(session: Session, asked: Asked) -> Known | None:
         return None
     restrictions = read_restricted(session.environment)
     restriction = restrictions.get(layout.split_name(order.repo), "")
-    findings = tuple(one for one in part.findings if one.code != NOT_ASKED)
-    return Known(wanted_of(part, asked.selection, restriction), findings)
+    findings = tuple(f for f in part.findings if f.code != NOT_ASKED)
+    return KnownModel(wanted_of(part, asked.selection, restriction), findings)
 
 
 def wanted_of(part: PlannedModel, selection: FileSelection, restriction: str | None) -> WantedModel:
@@ -99,13 +99,9 @@ def wanted_of(part: PlannedModel, selection: FileSelection, restriction: str | N
     )
 
 
-def by_commit(answers: Mapping[str, KnownModels], number: int) -> dict[str, Known]:
-    """Return commit -> what is known of one of the models there, what most nodes have first."""
-    found = [
-        known
-        for answer in answers.values()
-        if number < len(answer.models) and (known := answer.models[number]) is not None
-    ]
-    counts = Counter(known.model.commit for known in found)
-    firsts = {known.model.commit: known for known in reversed(found)}
+def by_commit(models: Iterable[KnownModel | None]) -> dict[str, KnownModel]:
+    """Return commit -> what a node knows of a model there, what most nodes have first."""
+    known = [model for model in models if model is not None]
+    counts = Counter(model.model.commit for model in known)
+    firsts = {model.model.commit: model for model in reversed(known)}
     return {commit: firsts[commit] for commit, _ in counts.most_common()}

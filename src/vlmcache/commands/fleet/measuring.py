@@ -5,11 +5,14 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 
-from vlmcache.commands.fleet.asking import ask_all, report_of
+from vlmcache.change.plan import Failure
+from vlmcache.commands.fleet.asking import ask_all
 from vlmcache.commands.fleet.calls import SILENT, Fleet, Node, Reply
+from vlmcache.commands.fleet.on_node import Done
 from vlmcache.commands.fleet.requests import LoadRequest, VerifyRequest
 from vlmcache.commands.fleet.values import (
     DamagedModel,
@@ -22,6 +25,9 @@ from vlmcache.commands.fleet.values import (
 from vlmcache.commands.verify.values import Verification
 from vlmcache.load.report import LoadReport, Result, Spread
 from vlmcache.progress import Progress
+from vlmcache.report import Report
+
+_R = TypeVar("_R", bound=Report)
 
 _LOAD = 7200.0
 """Seconds that one step of a load test may take."""
@@ -37,7 +43,7 @@ def verify(fleet: Fleet, request: VerifyRequest, progress: Progress) -> FleetVer
 
 
 def _verified(node: Node, reply: Reply) -> NodeVerification:
-    report, failure, free = report_of(reply, Verification)
+    report, failure, free = _report_of(reply, Verification)
     row = NodeVerification(node=node.name, address=node.address, error=failure, free=free)
     if report is None:
         return row
@@ -69,7 +75,7 @@ def load_test(fleet: Fleet, request: LoadRequest, progress: Progress) -> FleetLo
 
 
 def _loaded(node: Node, reply: Reply) -> NodeLoads:
-    report, failure, free = report_of(reply, LoadReport)
+    report, failure, free = _report_of(reply, LoadReport)
     row = NodeLoads(node=node.name, address=node.address, error=failure, free=free)
     if report is None:
         return row
@@ -125,3 +131,11 @@ def _usual_most(spreads: Sequence[Spread]) -> float:
 
 def _load_of(model: LoadedModel) -> tuple[str, str, str]:
     return model.model, model.precision, model.loader
+
+
+def _report_of(reply: Reply, kind: type[_R]) -> tuple[_R | None, Failure | None, int | None]:
+    """Return what a node did, why that is not all, and how much room is free there."""
+    if reply.failure is not None:
+        return None, reply.failure, None
+    done = reply.value(Done)
+    return msgspec.json.decode(done.report, type=kind | None), done.failure, done.free

@@ -46,7 +46,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
-def select(nodes: Sequence[Node], wanted: Iterable[str]) -> tuple[Node, ...]:
+def select_nodes(nodes: Sequence[Node], wanted: Iterable[str]) -> tuple[Node, ...]:
     """Return the nodes that are wanted, all if none is named.
 
     Args:
@@ -64,7 +64,7 @@ def select(nodes: Sequence[Node], wanted: Iterable[str]) -> tuple[Node, ...]:
         return tuple(nodes)
     chosen: set[str] = set()
     for word in words:
-        for name in expand(word):
+        for name in expand_ranges(word):
             matched = [node.id for node in nodes if _matches(node, name)]
             if not matched:
                 raise _unknown(name, nodes)
@@ -78,7 +78,7 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def expand(word: str) -> Iterator[str]:
+def expand_ranges(word: str) -> Iterator[str]:
     """Yield the names that `gpu[1-4,7]` means; `[01-10]` keeps its zeros.
 
     Raises:
@@ -120,7 +120,7 @@ def _unknown(name: str, nodes: Sequence[Node]) -> UsageError:
     )
 
 
-def check_versions(own: Hello, hellos: Mapping[str, Hello]) -> None:
+def require_same_versions(own: Hello, hellos: Mapping[str, Hello]) -> None:
     """Make sure that all nodes have the versions of this machine.
 
     Args:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Plan
+from vlmcache.commands.fleet.asking import ask_all
 from vlmcache.commands.fleet.calls import LOST, Fleet
+from vlmcache.commands.fleet.model_finder import ModelFinder
 from vlmcache.commands.fleet.parcels import NodeStock, Survey, WantedModel, content_key
 from vlmcache.commands.fleet.pull_values import (
     FleetPull,
@@ -20,31 +22,23 @@ from vlmcache.commands.fleet.pull_values import (
 )
 from vlmcache.commands.fleet.spread import NodeState, Spread
 from vlmcache.commands.fleet.values import nodes_problem, some
-from vlmcache.commands.fleet.wanting import Wanting
 from vlmcache.config import Session
-from vlmcache.errors import (
-    ExitCode,
-    PartlyError,
-    SpaceError,
-    VlmcacheError,
-)
+from vlmcache.errors import ExitCode, PartlyError, SpaceError, VlmcacheError
 from vlmcache.progress import Progress, continued_by
-
-_ANSWER = 1.0
 
 
 def pull_to_fleet(
     session: Session,
-    fleet: Fleet,
+    join: Callable[[], Fleet],
     names: Sequence[str],
-    options: FleetPullOptions | None = None,
-    progress: Progress | None = None,
+    options: FleetPullOptions,
+    progress: Progress,
 ) -> FleetPull:
     """Download models once, and spread them over the nodes of a fleet.
 
     Args:
         session: of the machine on which this runs; its cache is neither read nor changed.
-        fleet: the nodes.
+        join: returns the nodes, which are starting: what needs none of them is done before.
         names: keys of config.yaml or repo ids, with an optional `@revision` and `:VARIANT`.
         options: how.
         progress: called as the work proceeds: nodes have the place of models.
@@ -57,34 +51,43 @@ def pull_to_fleet(
         SpaceError: a node has no room for what is missing there; nothing was begun.
         VlmcacheError: the hub does not say what is to be fetched.
     """
-    options, progress = options or FleetPullOptions(), progress or Progress()
-    with continued_by(progress, f"'{options.command(session, names)}' continues from here"):
-        return _Run(session, fleet, names, options, progress).run()
+    finder = ModelFinder(session, names, options, progress)
+    finder.warm_up()
+    fleet = join()
+    hint = f"'{options.command(session, names)}' continues from here"
+    with continued_by(progress, hint):
+        return _Pull(fleet, finder, options, progress, hint).run()
 
 
-class _Run:
+class _Pull:
+    """A model on its way to the nodes of a fleet.
+
+    Args:
+        fleet: the nodes.
+        finder: says what every node is to have.
+        options: how.
+        progress: called as the work proceeds.
+        hint: how to continue what is not complete.
+    """
+
     def __init__(
         self,
-        session: Session,
         fleet: Fleet,
-        names: Sequence[str],
+        finder: ModelFinder,
         options: FleetPullOptions,
         progress: Progress,
+        hint: str,
     ) -> None:
-        self._session = session
         self._fleet = fleet
-        self._names = names
+        self._finder = finder
         self._options = options
         self._progress = progress
+        self._hint = hint
         self._begun = time.monotonic()
-        self._findings: list[Finding] = []
-        self._given: dict[str, bytes] = {}
 
     def run(self) -> FleetPull:
-        wanting = Wanting(self._session, self._fleet, self._names, self._options, self._progress)
-        models = wanting.models()
-        self._findings += wanting.findings
-        self._given = wanting.given
+        """Pull, and return what was done."""
+        models = self._finder.models(self._fleet)
         states = self._surveyed(models)
         self._check_room(states)
         leaders = _leaders(states)
@@ -99,32 +102,28 @@ class _Run:
                 state.error = Failure(LOST, state.lost or "no answer", None, int(ExitCode.PARTLY))
         spread: Spread | None = None
         if not self._options.dry_run and any(_is_incomplete(s, models) for s in active.values()):
-            spread = Spread(self._fleet, active, models, self._given, self._progress)
+            spread = Spread(self._fleet, active, models, self._finder.given, self._progress)
             spread.run()
-            self._findings += spread.findings
         return self._report(models, states, leaders, spread)
 
     # What the nodes have.
 
     def _surveyed(self, models: tuple[WantedModel, ...]) -> dict[str, NodeState]:
-        states = {node.name: NodeState(node) for node in self._fleet.nodes}
-        for name, state in states.items():
-            request = Survey(name, models, self._options.limit_rate)
-            self._fleet.call(state.node, "pull-survey", request)
-        waiting = set(states)
-        while waiting:
-            for reply in self._fleet.arrived(_ANSWER):
-                if reply.call.method != "pull-survey":
-                    continue
-                state = states[reply.call.node.name]
-                waiting.discard(reply.call.node.name)
-                if reply.lost:
-                    state.lost = reply.failure.message if reply.failure is not None else ""
-                elif reply.failure is not None:
-                    state.error = reply.failure
-                else:
-                    state.stock = reply.value(NodeStock)
-                    state.error = state.stock.error
+        """Return what each node has, by its name."""
+        nodes = self._fleet.nodes
+        rate = self._options.limit_rate
+        requests = {node.id: Survey(node.name, models, rate) for node in nodes}
+        replies = ask_all(self._fleet, "pull-survey", requests, self._progress)
+        states = {node.name: NodeState(node) for node in nodes}
+        for reply in replies.values():
+            state = states[reply.call.node.name]
+            if reply.failure is None:
+                state.stock = reply.value(NodeStock)
+                state.error = state.stock.error
+            elif reply.lost:
+                state.lost = reply.failure.message
+            else:
+                state.error = reply.failure
         return states
 
     def _check_room(self, states: dict[str, NodeState]) -> None:
@@ -163,7 +162,7 @@ class _Run:
         spread: Spread | None,
     ) -> FleetPull:
         failures = spread.incomplete() if spread is not None else {}
-        given = sum(map(len, self._given.values()))
+        given = sum(map(len, self._finder.given.values()))
         rows: list[PulledNode] = []
         for name, state in states.items():
             leader = leaders.get(name, name)
@@ -206,7 +205,11 @@ class _Run:
             sum(row.from_nodes for row in rows),
             spread.planner.rounds if spread is not None else 0,
             time.monotonic() - self._begun,
-            (*self._findings, *_findings_of(states)),
+            (
+                *self._finder.findings,
+                *(spread.findings if spread is not None else ()),
+                *_findings_of(states),
+            ),
             self._options.dry_run,
             _to_fetch(models, states),
         )
@@ -235,8 +238,7 @@ class _Run:
         if problem is None or self._options.dry_run:
             return problem
         # Whatever the reason: some nodes may be complete, and all keep what they have.
-        again = self._options.command(self._session, self._names)
-        partly = PartlyError(problem.message, f"'{again}' continues from here")
+        partly = PartlyError(problem.message, self._hint)
         partly.causes = problem.causes
         return partly
 

@@ -8,7 +8,7 @@ import msgspec
 
 from vlmcache.commands.fleet.actor import Worker
 from vlmcache.commands.fleet.holdings import Holdings
-from vlmcache.commands.fleet.known import AskedModels, KnownModels, known_here
+from vlmcache.commands.fleet.known import KnownModels, ModelsRequest, known_here
 from vlmcache.commands.fleet.parcels import (
     Checked,
     Errand,
@@ -31,7 +31,7 @@ def _holdings(worker: Worker) -> Holdings:
 
 def known(worker: Worker, request: bytes) -> KnownModels:
     """Return which models are complete on a node."""
-    asked = msgspec.json.decode(request, type=AskedModels)
+    asked = msgspec.json.decode(request, type=ModelsRequest)
     return known_here(worker.cache.session, asked.models)
 
 

@@ -13,7 +13,9 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
     address: str
     setup: str
     """What each actor is given, as JSON."""
-    verbose: bool
+    sees_gpus: bool = False
+    """Whether actors see the GPUs, of which they reserve none."""
+    verbose: bool = False
     """Whether Ray may print."""
 
 
