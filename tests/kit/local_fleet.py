@@ -17,7 +17,7 @@ import msgspec
 from tests.kit.hub_process import Hub
 from tests.kit.pulls import config, environment
 from vlmcache.change.plan import Failure
-from vlmcache.commands.fleet.actor import Answer, Setup, Worker
+from vlmcache.commands.fleet.actor import MethodAnswer, Setup, Worker
 from vlmcache.commands.fleet.calls import LOST, Beat, Call, Node, Reply
 from vlmcache.commands.fleet.holdings import Holdings
 from vlmcache.commands.fleet.pull import pull_to_fleet
@@ -97,7 +97,9 @@ class LocalFleet:
     def _answer(self, call: Call, content: bytes) -> None:
         name = call.node.name
         if name not in self.lost:
-            answer = msgspec.json.decode(self.workers[name].call(call.method, content), type=Answer)
+            answer = msgspec.json.decode(
+                self.workers[name].call(call.method, content), type=MethodAnswer
+            )
         if name in self.lost:
             self._replies.put(Reply(call, failure=Failure(LOST, self.lost[name], None, 1)))
             return
@@ -133,7 +135,7 @@ class LocalFleet:
         self._pool.shutdown(cancel_futures=True)
 
     def pull(self, *names: str, progress: Progress | None = None, **options: Any) -> FleetPull:
-        """Pull to all nodes; `org/name` unless told otherwise."""
+        """Pull to all nodes; `org/name` by default."""
         return pull_to_fleet(
             self.driver,
             lambda: self,
@@ -154,8 +156,8 @@ def local_fleet(hub: Hub, folder: Path, count: int, **limits: int) -> Iterator[L
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait for something that must come."""
+    """Wait for something that must happen."""
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, "it did not come"
+        assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)

@@ -76,7 +76,7 @@ def test_a_range_is_all_numbers_from_the_first_to_the_last(first: int, more: int
     assert expanded == [f"gpu{number}" for number in range(first, first + more + 1)]
 
 
-def test_nodes_of_one_name_are_told_apart_by_their_ids_and_dead_ones_are_left_out() -> None:
+def test_nodes_of_the_same_name_differ_by_their_ids_and_dead_ones_are_left_out() -> None:
     nodes = named_nodes([facts(1, "box"), facts(2, "box"), facts(3, "other", alive=False)])
     assert [node.name for node in nodes] == ["box-000001", "box-000002"]
     assert select_nodes(nodes, ["box-000002"]) == nodes[1:]
@@ -109,5 +109,5 @@ def test_other_versions_are_one_line_that_names_the_nodes() -> None:
     )
 
 
-def test_another_patch_of_python_is_no_other_version() -> None:
+def test_another_patch_release_of_python_is_not_another_version() -> None:
     require_same_versions(hello(), {"gpu1": hello(python="3.11.9")})

@@ -153,7 +153,7 @@ def test_an_interrupted_download_of_one_node_is_continued(
     assert all(is_complete(hub, cache) for cache in fleet.caches.values())
 
 
-def test_a_node_that_does_not_reach_the_hub_gets_all_from_others(
+def test_a_node_that_does_not_reach_the_hub_gets_everything_from_others(
     hub: LoopbackHub, fleet: LocalFleet
 ) -> None:
     for name in ("node1", "node2", "node3"):

@@ -1,4 +1,4 @@
-"""Asking all nodes for the same, and showing meanwhile who is waited for."""
+"""All nodes are asked for the same thing, and the progress shows who is waited for."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from vlmcache.commands.fleet.calls import SILENT, Fleet, Node, Reply
-from vlmcache.commands.fleet.values import some
 from vlmcache.progress import Progress
+from vlmcache.units import first_of
 
 _WAIT, _AGAIN = 5.0, 60.0
-"""Seconds after which it is said who is waited for, and said again: then after twice as many each
+"""Seconds after which a note says who is waited for, and says it again: after twice as many each
 time."""
 
 
@@ -25,15 +25,16 @@ def ask_all(
     done: str = "",
     silent: float = SILENT,
 ) -> dict[str, Reply]:
-    """Return the answers of nodes by their ids.
+    """Return the answers of nodes, by the nodes' ids.
 
     Args:
         fleet: the nodes.
         method: what they do.
         requests: id of a node -> what it needs to know; others are not asked.
         progress: shows how far each is, and who is waited for.
-        done: what can be said of the bytes that are done; empty if none are counted.
-        silent: seconds after which a node is given up whose work does not get on.
+        done: what has been done to the bytes that are counted, such as `verified`; empty if none
+            are.
+        silent: seconds without progress after which a node is given up.
     """
     nodes = {node.id: node for node in fleet.nodes if node.id in requests}
     calls = [fleet.call(node, method, requests[node.id], silent=silent) for node in nodes.values()]
@@ -51,7 +52,7 @@ def ask_all(
             shown.update(fleet, [node for key, node in nodes.items() if key not in replies])
             if waiting and not shown.begun and time.monotonic() >= next_note:
                 names = [_doing(fleet, node) for key, node in nodes.items() if key not in replies]
-                progress.note(f"waiting for {some(names)}")
+                progress.note(f"waiting for {first_of(names)}")
                 next_note, again = time.monotonic() + again, 2 * again
     finally:
         shown.close()
@@ -59,13 +60,13 @@ def ask_all(
 
 
 def _doing(fleet: Fleet, node: Node) -> str:
-    """Return a node's name, with what it does now if it has said so."""
+    """Return a node's name, with what it does now if that is known."""
     beat = fleet.beats.get(node.id)
     return f"{node.name} ({beat.text})" if beat is not None and beat.text else node.name
 
 
 class _Shown:
-    """Progress with a line for each node, which stands where a model does."""
+    """Progress with a line for each node, where a pull has one for each model."""
 
     def __init__(self, progress: Progress, done: str) -> None:
         self._progress = progress
@@ -90,7 +91,7 @@ class _Shown:
             self._progress.moved(node.name, node.name, beat.done)
 
     def end(self, node: Node) -> None:
-        """A node has answered."""
+        """Show that a node has answered."""
         if node.id in self._totals:
             self._progress.moved(node.name, node.name, self._totals[node.id])
             self._progress.ended(node.name)

@@ -24,7 +24,7 @@ import msgspec
 from vlmcache import log
 from vlmcache.change.plan import Failure
 from vlmcache.commands.fleet import wire
-from vlmcache.commands.fleet.actor import Answer, Hello, Setup, own_versions
+from vlmcache.commands.fleet.actor import Hello, MethodAnswer, Setup, own_versions
 from vlmcache.commands.fleet.calls import LOST, SILENT, Beat, Call, Node, Reply
 from vlmcache.commands.fleet.nodes import named_nodes, require_same_versions, select_nodes
 from vlmcache.commands.fleet.values import ClusterError
@@ -260,7 +260,7 @@ class Cluster:
         if news.lost:
             return self._lost(call, news.lost)
         del self._calls[call.number]
-        answer = msgspec.json.decode(news.content, type=Answer)
+        answer = msgspec.json.decode(news.content, type=MethodAnswer)
         return Reply(call, bytes(answer.value), answer.failure)
 
     def _lost(self, call: Call, why: str) -> Reply:

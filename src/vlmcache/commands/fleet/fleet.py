@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from vlmcache import log
 from vlmcache.arguments import Names, Size, as_bytes, as_count, as_list, as_names, as_seconds
 from vlmcache.commands.fleet import measuring, removal, requests
-from vlmcache.commands.fleet import status as states
 from vlmcache.commands.fleet.actor import Setup
 from vlmcache.commands.fleet.calls import Fleet
+from vlmcache.commands.fleet.status import names_for_nodes, status_of_nodes
 from vlmcache.commands.fleet.values import (
     FleetLoads,
     FleetRemoval,
@@ -98,7 +98,7 @@ class FleetCache:
         """
         names = self._names(models)
         with self.joined() as fleet:
-            return states.status(fleet, names, self.progress, check=check)
+            return status_of_nodes(fleet, names, self.progress, check=check)
 
     def pull(
         self,
@@ -127,7 +127,7 @@ class FleetCache:
         rate = as_bytes(self.named("limit_rate"), limit_rate)
         if rate == 0:
             raise UsageError(f"{self.named('limit_rate')} must be more than 0")
-        names = _pulled(self.session.config, as_names(models), revision, self.named)
+        names = _names_to_pull(self.session.config, as_names(models), revision, self.named)
         where = [word for node in self.wanted for word in ("--nodes", node)]
         where += ["--address", self.address] if self.address is not None else []
         options = FleetPullOptions(
@@ -176,7 +176,7 @@ class FleetCache:
             raise UsageError("no model is named")
         request = requests.RemovalRequest(False, names, options, dry_run)
         with self.joined() as fleet:
-            return removal.remove(fleet, request, self.progress, self.confirm)
+            return removal.remove_from_nodes(fleet, request, self.progress, self.confirm)
 
     def clean(
         self,
@@ -207,16 +207,16 @@ class FleetCache:
             "free": as_bytes(self.named("free"), free),
             "duplicates": duplicates,
             "partials": partials,
-            "keep": states.names_for_nodes(self.session.config, as_list(keep)),
+            "keep": names_for_nodes(self.session.config, as_list(keep)),
             "all": all,
             "xet": xet,
             "modules": modules,
             "trash": trash,
         }
-        names = states.names_for_nodes(self.session.config, as_list(models))
+        names = names_for_nodes(self.session.config, as_list(models))
         request = requests.RemovalRequest(True, names, options, dry_run)
         with self.joined() as fleet:
-            return removal.remove(fleet, request, self.progress, self.confirm)
+            return removal.remove_from_nodes(fleet, request, self.progress, self.confirm)
 
     def verify(
         self,
@@ -235,7 +235,7 @@ class FleetCache:
             None if workers is None else as_count(self.named("workers"), workers, 256),
         )
         with self.joined() as fleet:
-            return measuring.verify(fleet, request, self.progress)
+            return measuring.verify_nodes(fleet, request, self.progress)
 
     def load_test(
         self,
@@ -277,13 +277,13 @@ class FleetCache:
         }
         request = requests.LoadRequest(self._names(models), options)
         with self.joined(sees_gpus=True) as fleet:
-            return measuring.load_test(fleet, request, self.progress)
+            return measuring.load_test_nodes(fleet, request, self.progress)
 
     def _names(self, models: Names | None) -> tuple[str, ...]:
-        return states.names_for_nodes(self.session.config, as_names(models))
+        return names_for_nodes(self.session.config, as_names(models))
 
 
-def _pulled(
+def _names_to_pull(
     config: Config, models: Names, revision: str | None, named: Callable[[str], str]
 ) -> tuple[str, ...]:
     """Return the names of what is pulled, each with its revision.

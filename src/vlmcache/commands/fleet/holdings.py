@@ -1,6 +1,6 @@
-"""What one node does in a `fleet pull`: it says what it has, fetches, serves, and links.
+"""What one node does in a `fleet pull`: it reports what it has, fetches, serves, and links.
 
-This runs on the node, in its own environment and with its own config.yaml; nothing of it knows Ray.
+This runs on the node, in its own environment and with its own config.yaml. It does not know Ray.
 """
 
 from __future__ import annotations
@@ -34,16 +34,14 @@ from vlmcache.commands.pull.plan import DownloadOrder
 from vlmcache.commands.pull.prepare import check_result
 from vlmcache.commands.serve.shelf import BlobServer
 from vlmcache.config import Session, own_home
-from vlmcache.errors import (
-    ChangedError,
-    VlmcacheError,
-)
+from vlmcache.errors import ChangedError, VlmcacheError
 from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client
 from vlmcache.progress import Progress
+from vlmcache.units import first_of
 
 _WORKERS = 8
-"""Connections to the hub for one parcel: small files at once, or parts of a large one."""
+"""Connections to the hub for one parcel: for small files, or for the parts of a large one."""
 
 
 class Holdings(Surveyor):
@@ -79,7 +77,7 @@ class Holdings(Surveyor):
         Args:
             host: the node's address in the cluster.
             parcels: all that is fetched by any node.
-            given: etag -> small content that the driver has asked the hub for already.
+            given: etag -> small content that the driver has from the hub already.
             peers: addresses of nodes, to which no proxy leads.
 
         Raises:
@@ -90,8 +88,8 @@ class Holdings(Surveyor):
         for model in self._models.values():
             if model.restriction:
                 # A server of this cache must know it before the model is complete.
-                with Journal(own_home(self._session.environment)[0]) as memory:
-                    memory.record_restriction(*layout.split_name(model.repo), model.restriction)
+                with Journal(own_home(self._session.environment)[0]) as journal:
+                    journal.record_restriction(*layout.split_name(model.repo), model.restriction)
         token = secrets.token_urlsafe(32)
         self._server = BlobServer(self._session, host, token)
         for model in self._models.values():
@@ -107,7 +105,7 @@ class Holdings(Surveyor):
         return Sender(self._name, self._server.address, token)
 
     def _serve(self, repo: str, etags: Sequence[str], *, verified: bool) -> None:
-        """Serve what of contents is here."""
+        """Serve those of the contents that are here."""
         assert self._server is not None
         state = self._scanned(repo)
         cached = state.repo(repo)
@@ -118,7 +116,7 @@ class Holdings(Surveyor):
                 self._server.add(etag, cached.blob_path(etag), size, verified=verified)
 
     def check(self, key: str) -> bool:
-        """Read a parcel that is here; what is damaged of it is not served, and remembered."""
+        """Read a parcel, and return whether it is good; what is damaged is not served any more."""
         parcel = self._parcels[key]
         damaged = self.damaged(parcel.repo, parcel.etags)
         for etag in damaged if self._server is not None else ():
@@ -152,7 +150,7 @@ class Holdings(Surveyor):
                 self._positions[parcel.key] = {}
             landing = self._fetched(client, parcel, source)
         except BaseException as error:
-            # Whatever it is, the driver has to know that nothing comes of it.
+            # Whatever it is, the driver has to know that the parcel does not come.
             failure = Failure.of(as_ours(error, self._session.cache.dir))
             landing = msgspec.structs.replace(landing, error=failure)
         finally:
@@ -203,7 +201,7 @@ class Holdings(Surveyor):
             self._notes.append(text)
 
     def news(self, wait: float = 0.0) -> News:
-        """Return what has happened, as soon as a parcel has landed, or after some seconds."""
+        """Return what has happened, once a parcel has landed or after `wait` seconds."""
         with self._changed:
             if not self._landings:
                 self._changed.wait(wait)
@@ -252,10 +250,8 @@ class Holdings(Surveyor):
 
     def _end(self, model: WantedModel, order: DownloadOrder) -> VlmcacheError | None:
         if order.fetches:
-            missing = order.fetches[0].file
-            others = len(order.fetches) - 1
-            more = f" and {others} more" if others else ""
-            return ChangedError(f"{model.repo}: {missing}{more} missing on {self._name}")
+            missing = first_of([fetch.file for fetch in order.fetches], 1)
+            return ChangedError(f"{model.repo}: {missing} missing on {self._name}")
         client = client_of_sources(self._session, [])
         try:
             outcomes, error = download(client, order, Progress(), _WORKERS)
@@ -267,13 +263,13 @@ class Holdings(Surveyor):
 
     def _remember(self, model: WantedModel) -> None:
         kind, repo_id = layout.split_name(model.repo)
-        with Journal(own_home(self._session.environment)[0]) as memory:
+        with Journal(own_home(self._session.environment)[0]) as journal:
             if model.restriction is None:
-                memory.record_restriction(kind, repo_id, None)
-            memory.record_use(self._session.cache.dir, kind, repo_id, model.commit, "pull")
+                journal.record_restriction(kind, repo_id, None)
+            journal.record_use(self._session.cache.dir, kind, repo_id, model.commit, "pull")
 
     def close(self) -> None:
-        """Stop all that is running, and serve no more."""
+        """Stop everything that is running, and stop serving."""
         with self._changed:
             clients = list(self._clients.values())
         for client in clients:
@@ -284,7 +280,7 @@ class Holdings(Surveyor):
 
 
 class _Positions(Progress):
-    """Hands on how much of a parcel is here."""
+    """Passes on how much of a parcel is here."""
 
     def __init__(self, holdings: Holdings, parcel: Parcel, model: WantedModel) -> None:
         self._holdings = holdings

@@ -1,4 +1,4 @@
-"""Which models a node has completely: what it knows of them need not be asked of the hub again."""
+"""Models that a node has complete: the hub need not be asked again what it knows of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOT_ASKED = "hub-not-asked"
 
 
 class RequestedModel(msgspec.Struct, frozen=True):
-    """A model that somebody asks for."""
+    """A model that every node is to have."""
 
     key: str
     repo: str
@@ -30,27 +30,27 @@ class RequestedModel(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, model: ModelConfig, selection: FileSelection) -> RequestedModel:
-        """Return a model of the driver's configuration, with the files that are wanted."""
+        """Return a model of the driver's configuration, with the selection of its files."""
         if model.variant is not None:
             selection = msgspec.structs.replace(selection, variant=model.variant)
         return cls(model.key, model.repo, model.revision, selection)
 
 
 class ModelsRequest(msgspec.Struct, frozen=True):
-    """What a node is asked for."""
+    """The models that a node is asked about."""
 
     models: tuple[RequestedModel, ...]
 
 
 class KnownModel(msgspec.Struct, frozen=True):
-    """A model that a node has completely, and what is to be said of it."""
+    """A model that a node has complete, and the findings about it."""
 
     model: WantedModel
     findings: tuple[Finding, ...] = ()
 
 
 class KnownModels(msgspec.Struct, frozen=True):
-    """The answer: of each model that was asked for, what the node has; `None` if not all."""
+    """Each model that was asked about; `None` if the node does not have it complete."""
 
     models: tuple[KnownModel | None, ...]
 
@@ -71,7 +71,7 @@ def _known(session: Session, asked: RequestedModel) -> KnownModel | None:
         client.stop()
     order = part.order
     if order is None or order.plan.actions or order.new_listing or order.repos:
-        # Whether the other repos that a model needs are wanted, people are asked by the driver.
+        # The driver asks people whether the other repos that a model needs are wanted.
         return None
     if not all(layout.is_etag(order.files[name].etag) for name in order.wanted):
         return None
@@ -82,7 +82,7 @@ def _known(session: Session, asked: RequestedModel) -> KnownModel | None:
 
 
 def wanted_of(part: PlannedModel, selection: FileSelection, restriction: str | None) -> WantedModel:
-    """Return a model that was prepared as what every node is to have."""
+    """Return a prepared model as one that every node is to have."""
     order, model = part.order, part.model
     assert order is not None
     return WantedModel(

@@ -1,4 +1,4 @@
-"""`fleet verify` and `fleet load-test`: the same on all nodes, and who differs."""
+"""`fleet verify` and `fleet load-test`: the same on all nodes, and which of them differ."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _R = TypeVar("_R", bound=Report)
 _LOAD = 7200.0
 """Seconds that one step of a load test may take."""
 SLOW = 1.25
-"""From how many times as long as the others on a node is slow, if chance does not explain it."""
+"""A node that takes so many times as long as the others is slow, if chance does not explain it."""
 
 
-def verify(fleet: Fleet, request: VerifyRequest, progress: Progress) -> FleetVerification:
+def verify_nodes(fleet: Fleet, request: VerifyRequest, progress: Progress) -> FleetVerification:
     """Verify the caches of nodes."""
     requests = {node.id: request for node in fleet.nodes}
     replies = ask_all(fleet, "verify", requests, progress, done="verified", silent=SILENT)
@@ -67,11 +67,11 @@ def _verified(node: Node, reply: Reply) -> NodeVerification:
     )
 
 
-def load_test(fleet: Fleet, request: LoadRequest, progress: Progress) -> FleetLoads:
+def load_test_nodes(fleet: Fleet, request: LoadRequest, progress: Progress) -> FleetLoads:
     """Measure loads on nodes, all at the same time, and name the slow ones."""
     requests = {node.id: request for node in fleet.nodes}
     replies = ask_all(fleet, "load-test", requests, progress, silent=_LOAD)
-    return compared([_loaded(node, replies[node.id]) for node in fleet.nodes])
+    return compare_nodes([_loaded(node, replies[node.id]) for node in fleet.nodes])
 
 
 def _loaded(node: Node, reply: Reply) -> NodeLoads:
@@ -94,7 +94,7 @@ def _model(result: Result) -> LoadedModel:
     )
 
 
-def compared(nodes: Sequence[NodeLoads]) -> FleetLoads:
+def compare_nodes(nodes: Sequence[NodeLoads]) -> FleetLoads:
     """Return a report in which each load is compared with the same on other nodes (pure)."""
     rows = []
     for node in nodes:
@@ -125,7 +125,7 @@ def _compared(model: LoadedModel, others: Sequence[LoadedModel]) -> LoadedModel:
 
 
 def _usual_most(spreads: Sequence[Spread]) -> float:
-    """Return the longest load that is usual: the median of the nodes' longest."""
+    """Return the longest load that is usual: the median of each node's longest."""
     return statistics.median(spread.max for spread in spreads)
 
 
@@ -134,7 +134,7 @@ def _load_of(model: LoadedModel) -> tuple[str, str, str]:
 
 
 def _report_of(reply: Reply, kind: type[_R]) -> tuple[_R | None, Failure | None, int | None]:
-    """Return what a node did, why that is not all, and how much room is free there."""
+    """Return a node's report, why it is not complete, and the bytes that are free there."""
     if reply.failure is not None:
         return None, reply.failure, None
     done = reply.value(Done)

@@ -65,10 +65,10 @@ class ModelFinder:
         self._options = options
         self._progress = progress
         cached = cached_repos(session.cache)
-        found = [
+        named = [
             find_model(session.config, name, cached, variants=True, others=True) for name in names
         ]
-        self._named = list({(m.repo, m.revision, m.variant): m for m in found}.values())
+        self._named = list({(m.repo, m.revision, m.variant): m for m in named}.values())
         self._client = _HubClient(session.environment, note=progress.note)
         self._client.kept = {}
         self.findings: list[Finding] = []
@@ -104,9 +104,9 @@ class ModelFinder:
         except HubError as error:
             if isinstance(error, AccessError) or not all(len(commits) == 1 for commits in known):
                 raise
-            found = [next(iter(commits.values())) for commits in known]
-            self.findings += (_not_asked(model.model, error) for model in found)
-            return self._taken(found)
+            only = [next(iter(commits.values())) for commits in known]
+            self.findings += (_not_asked(model.model, error) for model in only)
+            return self._taken(only)
         finally:
             self._client.stop()
 

@@ -20,11 +20,12 @@ from vlmcache.commands.fleet.pull_values import (
     PulledNode,
     SpreadModel,
 )
-from vlmcache.commands.fleet.spread import NodeState, Spread
-from vlmcache.commands.fleet.values import nodes_problem, some
+from vlmcache.commands.fleet.spread import NodeState, Spreader
+from vlmcache.commands.fleet.values import nodes_problem
 from vlmcache.config import Session
 from vlmcache.errors import ExitCode, PartlyError, SpaceError, VlmcacheError
 from vlmcache.progress import Progress, continued_by
+from vlmcache.units import first_of
 
 
 def pull_to_fleet(
@@ -100,9 +101,9 @@ class _Pull:
             state = states[name]
             if leaders.get(name, name) == name and state.error is None:
                 state.error = Failure(LOST, state.lost or "no answer", None, int(ExitCode.PARTLY))
-        spread: Spread | None = None
+        spread: Spreader | None = None
         if not self._options.dry_run and any(_is_incomplete(s, models) for s in active.values()):
-            spread = Spread(self._fleet, active, models, self._finder.given, self._progress)
+            spread = Spreader(self._fleet, active, models, self._finder.given, self._progress)
             spread.run()
         return self._report(models, states, leaders, spread)
 
@@ -139,10 +140,9 @@ class _Pull:
         }
         if not short or self._options.dry_run:
             return
-        names = some(list(short))
         first = next(iter(short.values()))
         error = SpaceError(
-            f"nothing was begun: {names}: {first.message}",
+            f"nothing was begun: {first_of(list(short))}: {first.message}",
             "make room there, or leave them out with --nodes",
         )
         error.causes = tuple(
@@ -159,7 +159,7 @@ class _Pull:
         models: Sequence[WantedModel],
         states: dict[str, NodeState],
         leaders: dict[str, str],
-        spread: Spread | None,
+        spread: Spreader | None,
     ) -> FleetPull:
         failures = spread.incomplete() if spread is not None else {}
         given = sum(map(len, self._finder.given.values()))
@@ -260,7 +260,7 @@ def _to_fetch(models: Sequence[WantedModel], states: dict[str, NodeState]) -> in
     for model in models:
         for etag, listed in model.contents.items():
             key = content_key(model.repo, etag)
-            if not any(key in stock.held for stock in stocks):
+            if not any(key in stock.contents for stock in stocks):
                 begun = max((stock.begun.get(key, 0) for stock in stocks), default=0)
                 total += listed.content_size - begun
     return total

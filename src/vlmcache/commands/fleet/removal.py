@@ -19,12 +19,12 @@ from vlmcache.errors import ExitCode, UnconfirmedError
 from vlmcache.progress import Progress
 
 _ACT = 1800.0
-"""Seconds that a node may be silent while it removes: large caches on slow disks."""
+"""Seconds that a node may be silent while it removes: caches can be large, and disks slow."""
 
 Confirm: TypeAlias = Callable[[FleetRemoval], bool]
 
 
-def remove(
+def remove_from_nodes(
     fleet: Fleet, request: RemovalRequest, progress: Progress, confirm: Confirm | None
 ) -> FleetRemoval:
     """Remove from all nodes what each has planned.
@@ -117,14 +117,14 @@ def _models(removal: Removal) -> tuple[RemovedModel, ...]:
 
 
 def _after(planned: NodeRemoval, reply: Reply) -> NodeRemoval:
-    """Return a row once the node has acted, or not answered any longer."""
+    """Return a row once the node has acted, or no longer answers."""
     if reply.failure is not None:
         return msgspec.structs.replace(planned, error=reply.failure)
     return _filled(planned, reply.value(Done))
 
 
 def _without_absent(rows: Mapping[str, NodeRemoval]) -> dict[str, NodeRemoval]:
-    """Return rows in which it is no failure that a node has nothing of what another one has."""
+    """Return rows in which a node that has none of what is removed elsewhere is not a failure."""
     return {
         key: msgspec.structs.replace(row, error=None) if _is_absent(row.error) else row
         for key, row in rows.items()
