@@ -15,9 +15,11 @@ from tests.kit.served import Asking
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import hash_file
 from vlmcache.commands.fleet.calls import Node
-from vlmcache.commands.fleet.pull_values import FleetPull
+from vlmcache.commands.fleet.pull import pull_to_fleet
+from vlmcache.commands.fleet.pull_values import FleetPull, FleetPullOptions
 from vlmcache.commands.serve import app
-from vlmcache.errors import PartlyError, SpaceError
+from vlmcache.errors import PartlyError, SpaceError, UnknownModelError
+from vlmcache.progress import Progress
 
 SIZE = 5 << 20
 WEIGHTS = "model.safetensors"
@@ -100,6 +102,16 @@ def test_what_is_complete_everywhere_is_not_fetched_again(
     pinned = fleet.pull(f"{REPO}@{commit}").check()
     assert set(states(pinned).values()) == {"cached"}
     assert len(hub.requests) == 1
+
+
+def test_a_name_that_means_no_model_is_an_error_before_the_nodes_are_joined(
+    fleet: LocalFleet,
+) -> None:
+    def join() -> LocalFleet:
+        raise AssertionError("joined")
+
+    with pytest.raises(UnknownModelError):
+        pull_to_fleet(fleet.driver, join, ("no such/model name",), FleetPullOptions(), Progress())
 
 
 def test_what_one_node_has_comes_from_there(hub: LoopbackHub, fleet: LocalFleet) -> None:

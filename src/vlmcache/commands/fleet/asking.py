@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,31 +17,36 @@ _WAIT, _AGAIN = 5.0, 60.0
 time."""
 
 
+class Work(NamedTuple):
+    """What nodes are asked to do."""
+
+    method: str
+    """A key of `actor.METHODS`."""
+    done: str = ""
+    """What is done to the bytes that are counted, such as `verified`; empty if none are."""
+    silent: float = SILENT
+    """Seconds without progress after which a node is given up."""
+
+
 def ask_all(
-    fleet: Fleet,
-    method: str,
-    requests: Mapping[str, msgspec.Struct],
-    progress: Progress,
-    *,
-    done: str = "",
-    silent: float = SILENT,
+    fleet: Fleet, work: Work, requests: Mapping[str, msgspec.Struct], progress: Progress
 ) -> dict[str, Reply]:
     """Return the answers of nodes, by the nodes' ids.
 
     Args:
         fleet: the nodes.
-        method: what they do.
+        work: what they do.
         requests: id of a node -> what it needs to know; others are not asked.
         progress: shows how far each is, and who is waited for.
-        done: what has been done to the bytes that are counted, such as `verified`; empty if none
-            are.
-        silent: seconds without progress after which a node is given up.
     """
     nodes = {node.id: node for node in fleet.nodes if node.id in requests}
-    calls = [fleet.call(node, method, requests[node.id], silent=silent) for node in nodes.values()]
+    calls = [
+        fleet.call(node, work.method, requests[key], silent=work.silent)
+        for key, node in nodes.items()
+    ]
     waiting = {call.number for call in calls}
     replies: dict[str, Reply] = {}
-    shown = _Shown(progress, done)
+    shown = _Shown(progress, work.done)
     next_note, again = time.monotonic() + _WAIT, _AGAIN
     try:
         while waiting:

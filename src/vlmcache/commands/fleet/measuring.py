@@ -10,8 +10,8 @@ from typing import TypeVar
 import msgspec
 
 from vlmcache.change.plan import Failure
-from vlmcache.commands.fleet.asking import ask_all
-from vlmcache.commands.fleet.calls import SILENT, Fleet, Node, Reply
+from vlmcache.commands.fleet.asking import Work, ask_all
+from vlmcache.commands.fleet.calls import Fleet, Node, Reply
 from vlmcache.commands.fleet.on_node import Done
 from vlmcache.commands.fleet.requests import LoadRequest, VerifyRequest
 from vlmcache.commands.fleet.values import (
@@ -38,7 +38,7 @@ SLOW = 1.25
 def verify_nodes(fleet: Fleet, request: VerifyRequest, progress: Progress) -> FleetVerification:
     """Verify the caches of nodes."""
     requests = {node.id: request for node in fleet.nodes}
-    replies = ask_all(fleet, "verify", requests, progress, done="verified", silent=SILENT)
+    replies = ask_all(fleet, Work("verify", "verified"), requests, progress)
     return FleetVerification(tuple(_verified(node, replies[node.id]) for node in fleet.nodes))
 
 
@@ -70,7 +70,7 @@ def _verified(node: Node, reply: Reply) -> NodeVerification:
 def load_test_nodes(fleet: Fleet, request: LoadRequest, progress: Progress) -> FleetLoads:
     """Measure loads on nodes, all at the same time, and name the slow ones."""
     requests = {node.id: request for node in fleet.nodes}
-    replies = ask_all(fleet, "load-test", requests, progress, silent=_LOAD)
+    replies = ask_all(fleet, Work("load-test", silent=_LOAD), requests, progress)
     return compare_nodes([_loaded(node, replies[node.id]) for node in fleet.nodes])
 
 

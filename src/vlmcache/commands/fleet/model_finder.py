@@ -10,7 +10,7 @@ import msgspec
 
 from vlmcache.cache.hashing import new_hash
 from vlmcache.cache.state import Finding, Severity
-from vlmcache.commands.fleet.asking import ask_all
+from vlmcache.commands.fleet.asking import Work, ask_all
 from vlmcache.commands.fleet.calls import Fleet
 from vlmcache.commands.fleet.known import (
     NOT_ASKED,
@@ -46,8 +46,8 @@ class _HubClient(Client):
         return body
 
 
-class ModelFinder:
-    """Finds out what is to be fetched.
+class WantedModelFinder:
+    """Finds out which models, at which commits, every node is to have.
 
     Args:
         session: of the driver.
@@ -91,7 +91,7 @@ class ModelFinder:
         questions = [RequestedModel.of(model, self._options.selection) for model in self._named]
         request = ModelsRequest(tuple(questions))
         requests = {node.id: request for node in fleet.nodes}
-        replies = ask_all(fleet, "pull-known", requests, self._progress).values()
+        replies = ask_all(fleet, Work("pull-known"), requests, self._progress).values()
         # Nodes that fail are heard of later.
         answers = [reply.value(KnownModels) for reply in replies if reply.failure is None]
         known = [

@@ -9,9 +9,9 @@ import msgspec
 
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Plan
-from vlmcache.commands.fleet.asking import ask_all
+from vlmcache.commands.fleet.asking import Work, ask_all
 from vlmcache.commands.fleet.calls import LOST, Fleet
-from vlmcache.commands.fleet.model_finder import ModelFinder
+from vlmcache.commands.fleet.model_finder import WantedModelFinder
 from vlmcache.commands.fleet.parcels import NodeStock, Survey, WantedModel, content_key
 from vlmcache.commands.fleet.pull_values import (
     FleetPull,
@@ -52,7 +52,7 @@ def pull_to_fleet(
         SpaceError: a node has no room for what is missing there; nothing was begun.
         VlmcacheError: the hub does not say what is to be fetched.
     """
-    finder = ModelFinder(session, names, options, progress)
+    finder = WantedModelFinder(session, names, options, progress)
     finder.warm_up()
     fleet = join()
     hint = f"'{options.command(session, names)}' continues from here"
@@ -74,7 +74,7 @@ class _Pull:
     def __init__(
         self,
         fleet: Fleet,
-        finder: ModelFinder,
+        finder: WantedModelFinder,
         options: FleetPullOptions,
         progress: Progress,
         hint: str,
@@ -114,7 +114,7 @@ class _Pull:
         nodes = self._fleet.nodes
         rate = self._options.limit_rate
         requests = {node.id: Survey(node.name, models, rate) for node in nodes}
-        replies = ask_all(self._fleet, "pull-survey", requests, self._progress)
+        replies = ask_all(self._fleet, Work("pull-survey"), requests, self._progress)
         states = {node.name: NodeState(node) for node in nodes}
         for reply in replies.values():
             state = states[reply.call.node.name]

@@ -9,7 +9,7 @@ import msgspec
 
 from vlmcache.cache.layout import name_by_path
 from vlmcache.change.plan import Failure, Remove, RemoveTree
-from vlmcache.commands.fleet.asking import ask_all
+from vlmcache.commands.fleet.asking import Work, ask_all
 from vlmcache.commands.fleet.calls import Fleet, Node, Reply
 from vlmcache.commands.fleet.on_node import Done, Planned
 from vlmcache.commands.fleet.requests import Decision, RemovalRequest
@@ -43,7 +43,7 @@ def remove_from_nodes(
         UnconfirmedError: `confirm` said no.
     """
     nodes = {node.id: node for node in fleet.nodes}
-    replies = ask_all(fleet, "plan-removal", dict.fromkeys(nodes, request), progress)
+    replies = ask_all(fleet, Work("plan-removal"), dict.fromkeys(nodes, request), progress)
     planned = {key: _row(nodes[key], replies[key]) for key in nodes}
     absent = [row.error for row in planned.values() if _is_absent(row.error)]
     if absent and len(absent) == len(planned):
@@ -61,7 +61,7 @@ def remove_from_nodes(
         return report
     if confirm is not None and not confirm(report):
         raise UnconfirmedError("not confirmed: nothing was removed")
-    done = ask_all(fleet, "decide", waiting, progress, silent=_ACT)
+    done = ask_all(fleet, Work("decide", silent=_ACT), waiting, progress)
     rows = dict(planned)
     for key, reply in done.items():
         rows[key] = _after(planned[key], reply)

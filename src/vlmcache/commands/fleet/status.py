@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from vlmcache.change.plan import Failure
-from vlmcache.commands.fleet.asking import ask_all
+from vlmcache.commands.fleet.asking import Work, ask_all
 from vlmcache.commands.fleet.calls import Fleet, Node
 from vlmcache.commands.fleet.requests import CacheOnNode, StatusRequest
 from vlmcache.commands.fleet.values import FleetStatus, ModelOnNode, NodeStatus
@@ -28,7 +28,7 @@ def status_of_nodes(
         check: count it as a problem if the nodes do not all have the same models, complete.
     """
     request = StatusRequest(tuple(models))
-    replies = ask_all(fleet, "status", {node.id: request for node in fleet.nodes}, progress)
+    replies = ask_all(fleet, Work("status"), {node.id: request for node in fleet.nodes}, progress)
     stocks: dict[str, CacheOnNode] = {}
     failures: dict[str, Failure] = {}
     for key, reply in replies.items():

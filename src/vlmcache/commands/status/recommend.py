@@ -109,7 +109,7 @@ def recommend(advised: Advice, plans: CommandPlans, status: Status) -> list[Reco
         PendingDownload(
             repo.name,
             repo.name,
-            *plan_download(state, repo.name, "main", repo.refs.get("main"), None),
+            *plan_download(state, ModelConfig(repo.name, repo.name), repo.refs.get("main"), None),
             damaged=repo.state == "damaged",
             repair=repo.state == "damaged" and repo.repo in unlisted,
         )
@@ -212,8 +212,12 @@ def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recomm
 
 def name_to_pull(state: CacheState, config: Config, model: ModelStatus) -> str:
     """Return what to type for a model of the status."""
-    wanted = ModelConfig(model.key, model.repo, model.revision, variant=_variant_to_pull(model))
-    return names_in(state, config).name_of(wanted)
+    return names_in(state, config).name_of(_to_pull(model))
+
+
+def _to_pull(model: ModelStatus) -> ModelConfig:
+    """Return what is pulled of a model."""
+    return ModelConfig(model.key, model.repo, model.revision, variant=_variant_to_pull(model))
 
 
 def _variant_to_pull(model: ModelStatus) -> str | None:
@@ -252,9 +256,7 @@ def pending_download(
     repair = damaged and repair
     # `verify` repairs a repo with all its variants.
     named = msgspec.structs.replace(model, variant=None, variants=()) if repair else model
-    plan, known = plan_download(
-        state, model.repo, model.revision, model.commit, model.to_fetch, _variant_to_pull(model)
-    )
+    plan, known = plan_download(state, _to_pull(model), model.commit, model.to_fetch)
     # A pull of it fetches the other repos that it needs too.
     others = (model.to_fetch or 0) - plan.to_fetch if known else 0
     if others > 0:

@@ -31,7 +31,7 @@ from vlmcache.commands.remove.clean import plan_clean
 from vlmcache.commands.remove.facts import Known, pinned_models
 from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.values import Recommendation
-from vlmcache.config import Session, options_in_force
+from vlmcache.config import ModelConfig, Session, options_in_force
 from vlmcache.errors import UsageError
 from vlmcache.units import duration_text, first_of, size_text
 
@@ -169,24 +169,17 @@ def last_use(age: float | None) -> str:
 
 
 def plan_download(
-    state: CacheState,
-    repo_id: str,
-    revision: str,
-    commit: str | None,
-    estimate: int | None,
-    variant: str | None = None,
+    state: CacheState, model: ModelConfig, commit: str | None, estimate: int | None
 ) -> tuple[Plan, bool]:
     """Return what a pull would fetch for a model, and whether it is known how much that is.
 
     Args:
         state: the cache.
-        repo_id: the model's repo.
-        revision: the branch, tag or commit that is asked for.
-        commit: what that means here, if the cache knows it.
+        model: the repo, its revision and its variant.
+        commit: what the revision means here, if the cache knows it.
         estimate: bytes to fetch, for a model of which the cache has no listing.
-        variant: the GGUF variant that is asked for.
     """
-    repo = state.repo(repo_id)
+    repo = state.repo(model.repo)
     if repo is not None and commit is None:
         begun = {*repo.trees, *(revision.commit for revision in repo.revisions)}
         commit = begun.pop() if len(begun) == 1 else None
@@ -196,12 +189,12 @@ def plan_download(
 
         here = repo.revision(commit) if repo is not None else None
         read = reader(here) if here is not None else lambda _: None
-        selection = plan.FileSelection(variant=variant)
+        selection = plan.FileSelection(variant=model.variant)
         with contextlib.suppress(UsageError):
-            wanted = selection.choose(repo_id, listing, here, read).wanted
+            wanted = selection.choose(model.repo, listing, here, read).wanted
             listed = plan.Listing(commit, listing)
-            return plan.plan_pull(state, repo_id, revision, listed, wanted), True
-    return fetching(repo_id, 1 if estimate is None else estimate), estimate is not None
+            return plan.plan_pull(state, model.repo, model.revision, listed, wanted), True
+    return fetching(model.repo, 1 if estimate is None else estimate), estimate is not None
 
 
 def fetching(repo_id: str, size: int) -> Plan:
