@@ -393,3 +393,23 @@ def test_only_the_token_opens_what_a_node_serves_and_nothing_more_is_served(
     fleet.pull().check()
     assert statuses == [401, 401, 200, 404, 404]
     assert found[0][1] not in caplog.text
+
+
+def test_two_revisions_of_one_repo_both_reach_every_node(
+    hub: LoopbackHub, fleet: LocalFleet
+) -> None:
+    repo = hub._repos["model", REPO]
+    old = repo.commit(FILES, "old")
+    new = repo.commit({**FILES, "vocab.txt": b"other\n", WEIGHTS: small_weights(SIZE + 4096)})
+    report = fleet.pull(f"{REPO}@old", REPO).check()
+    assert [model.commit for model in report.models] == [old, new]
+    for node in report.nodes:
+        assert [model.state for model in node.models] == ["pulled", "pulled"]
+    for cache in fleet.caches.values():
+        snapshots = cache / layout.folder_of(REPO) / "snapshots"
+        for commit in (old, new):
+            assert {path.name for path in (snapshots / commit).iterdir()} == set(FILES)
+        assert (snapshots / new / WEIGHTS).stat().st_size > (
+            snapshots / old / WEIGHTS
+        ).stat().st_size
+    assert set(bodies(hub).values()) <= {1, 2}

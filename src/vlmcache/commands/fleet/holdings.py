@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -21,6 +21,7 @@ from vlmcache.commands.fleet.fetching import (
     without_proxy,
 )
 from vlmcache.commands.fleet.parcels import (
+    EndState,
     Finished,
     Landing,
     News,
@@ -85,14 +86,14 @@ class Holdings(Surveyor):
         """
         without_proxy([host, *peers])
         self._parcels = {parcel.key: parcel for parcel in parcels}
-        for model in self._models.values():
+        for model in self._models:
             if model.restriction:
                 # A server of this cache must know it before the model is complete.
                 with Journal(own_home(self._session.environment)[0]) as journal:
                     journal.record_restriction(*layout.split_name(model.repo), model.restriction)
         token = secrets.token_urlsafe(32)
         self._server = BlobServer(self._session, host, token)
-        for model in self._models.values():
+        for model in self._models:
             order = self._order(model)
             links = [action for action in order.plan.actions if isinstance(action, Link)]
             fetched = {fetch.etag for fetch in order.fetches}
@@ -100,18 +101,18 @@ class Holdings(Surveyor):
             small = [fetch for fetch in order.fetches if fetch.etag in given]
             if links or small:
                 client = client_of_sources(self._session, [Given(given)])
-                self._work(client, order, [*small, *links], Progress())
-            self._serve(model.repo, [*model.contents], verified=False)
+                self._work(client, model, order, [*small, *links], Progress())
+            self._serve(model, model.contents, verified=False)
         return Sender(self._name, self._server.address, token)
 
-    def _serve(self, repo: str, etags: Sequence[str], *, verified: bool) -> None:
-        """Serve those of the contents that are here."""
+    def _serve(self, model: WantedModel, etags: Iterable[str], *, verified: bool) -> None:
+        """Serve those contents of a model that are here."""
         assert self._server is not None
-        state = self._scanned(repo)
-        cached = state.repo(repo)
-        files = self._models[repo].contents
-        for etag in etags:
-            if cached is not None and layout.is_etag(etag) and cached.holds(files[etag]):
+        cached = self._scanned(model.repo).repo(model.repo)
+        files = model.contents
+        for etag in files.keys() & set(etags) if cached is not None else ():
+            assert cached is not None
+            if layout.is_etag(etag) and cached.holds(files[etag]):
                 size = files[etag].content_size
                 self._server.add(etag, cached.blob_path(etag), size, verified=verified)
 
@@ -163,24 +164,30 @@ class Holdings(Surveyor):
                 client.stop()
 
     def _fetched(self, client: Client, parcel: Parcel, source: str | None) -> Landing:
-        model = self._models[parcel.repo]
-        order = self._order(model)
-        order = order._replace(distrusted=order.distrusted | self._distrusted)
-        wanted = set(parcel.etags)
-        steps = [a for a in order.plan.actions if isinstance(a, Fetch | Link) and a.etag in wanted]
-        outcomes, error = self._work(client, order, steps, _Positions(self, parcel, model))
-        received = sum(outcome.fetched for outcome in outcomes)
-        landing = Landing(parcel.key, source, received)
-        if error is None:
-            self._distrusted -= wanted
-            self._serve(parcel.repo, parcel.etags, verified=True)
-            return landing
-        fault = fault_of(error, client, source)
-        return msgspec.structs.replace(landing, fault=fault, error=Failure.of(error))
+        wanted, received = set(parcel.etags), 0
+        models = [model for model in self._models if model.repo == parcel.repo]
+        for model in models:
+            order = self._order(model)
+            order = order._replace(distrusted=order.distrusted | self._distrusted)
+            actions = order.plan.actions
+            steps = [a for a in actions if isinstance(a, Fetch | Link) and a.etag in wanted]
+            shown = _Positions(self, parcel, model)
+            outcomes, error = self._work(client, model, order, steps, shown)
+            received += sum(outcome.fetched for outcome in outcomes)
+            if error is not None:
+                fault = fault_of(error, client, source)
+                return Landing(parcel.key, source, received, fault=fault, error=Failure.of(error))
+            # The next model links what this one has fetched.
+            self._distrusted -= {step.etag for step in steps}
+        self._distrusted -= wanted
+        for model in models:
+            self._serve(model, parcel.etags, verified=True)
+        return Landing(parcel.key, source, received)
 
     def _work(
         self,
         client: Client,
+        model: WantedModel,
         order: DownloadOrder,
         steps: Sequence[Fetch | Link],
         progress: Progress,
@@ -188,9 +195,9 @@ class Holdings(Surveyor):
         """Do some steps of an order, as a pull does them; the ref is left to the end."""
         plan = Plan(tuple(steps))
         files = frozenset(step.file for step in steps)
-        new = order.new_listing and order.repo not in self._listed
+        new = order.new_listing and model.id not in self._listed
         part = order._replace(plan=plan, wanted=files, new_listing=new)
-        self._listed.add(order.repo)
+        self._listed.add(model.id)
         outcomes, error = download(client, part, progress, _WORKERS)
         with self._changed:
             self._outcomes += outcomes
@@ -220,26 +227,26 @@ class Holdings(Surveyor):
 
     def finish(self) -> Finished:
         """Link what is left, write the refs, and judge each model by the rules of `status`."""
-        states: dict[str, str] = {}
+        states: dict[str, EndState] = {}
         errors: dict[str, Failure] = {}
         paths: dict[str, str] = {}
-        for repo, model in self._models.items():
-            error: VlmcacheError | None = None
+        for model in self._models:
+            key, error = model.id, None
             try:
                 order = self._order(model)
-                paths[repo] = order.snapshot
-                states[repo] = "cached"
+                paths[key] = order.snapshot
+                states[key] = "cached"
                 if order.plan.actions or order.new_listing:
                     error = self._end(model, order)
-                    states[repo] = "pulled"
-                elif repo in self._listed:
-                    states[repo] = "pulled"
+                    states[key] = "pulled"
+                elif key in self._listed:
+                    states[key] = "pulled"
                 if error is None and model.plain and model.needed_by is None:
                     error = check_result(order, model.variant)
             except (OSError, VlmcacheError) as caught:
                 error = as_ours(caught, self._session.cache.dir)
             if error is not None:
-                states[repo], errors[repo] = "failed", Failure.of(error)
+                states[key], errors[key] = "failed", Failure.of(error)
                 continue
             self._remember(model)
         with self._changed:

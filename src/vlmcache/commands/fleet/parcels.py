@@ -30,6 +30,12 @@ class WantedModel(msgspec.Struct, frozen=True):
     """The repo that needs it, if nobody named it."""
 
     @property
+    def id(self) -> str:
+        """What tells it apart from the other models of a pull, also from those of the same repo."""
+        revision = "" if self.revision == "main" else f"@{self.revision}"
+        return self.repo + revision + (f":{self.variant}" if self.variant else "")
+
+    @property
     def contents(self) -> dict[str, TreeFile]:
         """Etag -> a wanted file with that content."""
         return {self.files[name].etag: self.files[name] for name in sorted(self.wanted)}
@@ -52,9 +58,9 @@ class NodeStock(msgspec.Struct, frozen=True):
     begun: dict[str, int]
     """Content -> bytes of it that are here."""
     to_fetch: dict[str, int]
-    """Repo -> bytes."""
+    """Id of a model -> bytes."""
     complete: frozenset[str] = frozenset()
-    """Repos for which there is nothing to do, not even a link."""
+    """Ids of models for which there is nothing to do, not even a link."""
     reaches_hub: bool = True
     error: Failure | None = None
     """Why nothing can be pulled here."""
@@ -111,15 +117,19 @@ class News(msgspec.Struct, frozen=True):
     notes: tuple[str, ...]
 
 
+EndState = Literal["cached", "pulled", "failed"]
+
+
 class Finished(msgspec.Struct, frozen=True):
     """How a pull ended on a node."""
 
-    states: dict[str, str]
-    """Repo -> `cached` or `pulled`, or `failed`."""
+    states: dict[str, EndState]
+    """Id of a model -> what became of it."""
     errors: dict[str, Failure]
+    """Id of a model -> why it failed."""
     receipt: Receipt
     paths: dict[str, str]
-    """Repo -> its snapshot."""
+    """Id of a model -> its snapshot."""
 
 
 class Survey(msgspec.Struct, frozen=True):

@@ -17,10 +17,11 @@ from vlmcache.commands.fleet.pull_values import (
     FleetPull,
     FleetPullOptions,
     NodeModel,
+    NodePullState,
     PulledNode,
     SpreadModel,
 )
-from vlmcache.commands.fleet.spread import NodeState, Spreader
+from vlmcache.commands.fleet.spread import NodeState, Spreader, contents_by_repo
 from vlmcache.commands.fleet.values import nodes_problem
 from vlmcache.config import Session
 from vlmcache.errors import ExitCode, PartlyError, SpaceError, VlmcacheError
@@ -218,20 +219,26 @@ class _Pull:
     def _node_model(
         self, model: WantedModel, state: NodeState, failure: Failure | None
     ) -> NodeModel:
-        stock, finished = state.stock, state.finished
-        to_fetch = stock.to_fetch.get(model.repo, 0) if stock is not None else 0
-        own = finished.errors.get(model.repo) if finished is not None else None
-        if finished is not None and own is None and model.repo in finished.states:
-            is_new = finished.states[model.repo] == "pulled"
-            found = NodeModel(model.repo, model.commit, "pulled" if is_new else "cached")
-        elif failure is None and stock is not None and model.repo in stock.complete:
-            found = NodeModel(model.repo, model.commit, "cached")
+        key, stock, finished = model.id, state.stock, state.finished
+        own = finished.errors.get(key) if finished is not None else None
+        error: Failure | None = None
+        outcome: NodePullState = "failed"
+        if finished is not None and own is None and key in finished.states:
+            outcome = finished.states[key]
+        elif failure is None and stock is not None and key in stock.complete:
+            outcome = "cached"
         elif self._options.dry_run and failure is None:
-            found = NodeModel(model.repo, model.commit, "planned")
+            outcome = "planned"
         else:
-            found = NodeModel(model.repo, model.commit, "failed", error=own or failure)
-        path = finished.paths.get(model.repo) if finished is not None else None
-        return msgspec.structs.replace(found, path=path, to_fetch=to_fetch)
+            error = own or failure
+        return NodeModel(
+            model.repo,
+            model.commit,
+            outcome,
+            finished.paths.get(key) if finished is not None else None,
+            stock.to_fetch.get(key, 0) if stock is not None else 0,
+            error,
+        )
 
     def _problem(self, report: FleetPull) -> VlmcacheError | None:
         problem = nodes_problem(report.nodes)
@@ -257,18 +264,17 @@ def _to_fetch(models: Sequence[WantedModel], states: dict[str, NodeState]) -> in
     """Return how many bytes only the hub has."""
     stocks = [state.stock for state in states.values() if state.stock is not None]
     total = 0
-    for model in models:
-        for etag, listed in model.contents.items():
-            key = content_key(model.repo, etag)
+    for repo, sizes in contents_by_repo(models).items():
+        for etag, size in sizes.items():
+            key = content_key(repo, etag)
             if not any(key in stock.contents for stock in stocks):
-                begun = max((stock.begun.get(key, 0) for stock in stocks), default=0)
-                total += listed.content_size - begun
+                total += size - max((stock.begun.get(key, 0) for stock in stocks), default=0)
     return total
 
 
 def _is_incomplete(state: NodeState, models: Sequence[WantedModel]) -> bool:
     stock = state.stock
-    return stock is not None and not stock.complete.issuperset(model.repo for model in models)
+    return stock is not None and not stock.complete.issuperset(model.id for model in models)
 
 
 def _findings_of(states: dict[str, NodeState]) -> tuple[Finding, ...]:

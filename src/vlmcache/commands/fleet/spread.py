@@ -61,25 +61,31 @@ def parcels_of(
 ) -> list[Parcel]:
     """Return what is fetched together: large contents alone, small ones by the nodes with them."""
     parcels: list[Parcel] = []
-    for model in models:
+    for repo, sizes in contents_by_repo(models).items():
         bundles: dict[frozenset[str], list[str]] = {}
-        for etag, listed in model.contents.items():
-            content = content_key(model.repo, etag)
-            holders = frozenset(node for node, stock in stocks.items() if content in stock.contents)
+        for etag, size in sizes.items():
+            key = content_key(repo, etag)
+            holders = frozenset(node for node, stock in stocks.items() if key in stock.contents)
             if len(holders) == len(stocks) or etag in given:
                 continue
-            if listed.content_size > SMALL:
-                key = f"{model.repo}/{etag}"
-                parcels.append(Parcel(key, model.repo, (etag,), listed.content_size))
+            if size > SMALL:
+                parcels.append(Parcel(key, repo, (etag,), size))
             else:
                 bundles.setdefault(holders, []).append(etag)
-        sizes = {etag: listed.content_size for etag, listed in model.contents.items()}
         for etags in bundles.values():
             for bundle in _bundled(etags, sizes):
                 total = sum(sizes[etag] for etag in bundle)
-                key = f"{model.repo}/{bundle[0]}"
-                parcels.append(Parcel(key, model.repo, tuple(bundle), total))
+                parcels.append(Parcel(content_key(repo, bundle[0]), repo, tuple(bundle), total))
     return parcels
+
+
+def contents_by_repo(models: Sequence[WantedModel]) -> dict[str, dict[str, int]]:
+    """Return repo -> etag -> bytes of what models need, which those of one repo can share."""
+    contents: dict[str, dict[str, int]] = {}
+    for model in models:
+        sizes = contents.setdefault(model.repo, {})
+        sizes |= {etag: listed.content_size for etag, listed in model.contents.items()}
+    return contents
 
 
 def _bundled(etags: Sequence[str], sizes: Mapping[str, int]) -> list[list[str]]:
@@ -144,10 +150,14 @@ class _Spreading:
         """Sender and receiver -> bytes."""
 
     def _name_of(self, parcel: Parcel) -> str:
-        model = next(model for model in self._models if model.repo == parcel.repo)
+        model = next(
+            model
+            for model in self._models
+            if model.repo == parcel.repo and not model.contents.keys().isdisjoint(parcel.etags)
+        )
         names = sorted(n for n in model.wanted if model.files[n].etag in parcel.etags)
         name = first_of(names, 1)
-        return name if len(self._models) == 1 else f"{parcel.repo}: {name}"
+        return name if len(self._models) == 1 else f"{model.id}: {name}"
 
     def _show_plan(self) -> None:
         missing = {

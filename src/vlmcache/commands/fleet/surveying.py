@@ -37,13 +37,13 @@ class Surveyor:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._models: dict[str, WantedModel] = {}
+        self._models: Sequence[WantedModel] = ()
         self._distrusted: set[str] = set()
         self._space = FreeSpace(session.cache.dir)
 
     def survey(self, models: Sequence[WantedModel]) -> NodeStock:
         """Return what the node has of models, and whether the rest can be put here."""
-        self._models = {model.repo: model for model in models}
+        self._models = models
         cache = self._session.cache.dir
         contents: set[str] = set()
         begun: dict[str, int] = {}
@@ -62,9 +62,9 @@ class Surveyor:
                 continue
             self._distrusted |= order.distrusted
             missing = {fetch.etag: fetch for fetch in order.fetches}
-            to_fetch[model.repo] = order.plan.to_fetch
+            to_fetch[model.id] = order.plan.to_fetch
             if not order.plan.actions and not order.new_listing:
-                complete.add(model.repo)
+                complete.add(model.id)
             wanted = {model.files[name].etag for name in order.wanted}
             contents |= {content_key(model.repo, etag) for etag in wanted - missing.keys()}
             begun |= {content_key(model.repo, f.etag): f.have for f in missing.values() if f.have}

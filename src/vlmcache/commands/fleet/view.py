@@ -165,13 +165,8 @@ def _print_lines(out: Console, lines: Sequence[str], count: int | None = None) -
 def show_pull(report: FleetPull, *, verbose: bool = False) -> None:
     """Print what each node has now, or would fetch."""
     out = console()
-    for model in report.models:
-        done = [
-            node
-            for node in report.nodes
-            for pulled in node.models
-            if pulled.repo == model.repo and pulled.state in ("cached", "pulled")
-        ]
+    for number, model in enumerate(report.models):
+        done = [node for node in report.nodes if node.models[number].state in ("cached", "pulled")]
         key = f"{model.key}:{model.variant}" if model.variant else model.key
         files, commit = counted(model.files, "file"), model.commit[:_COMMIT]
         facts = f"{files}, {size_text(model.size)}, commit {commit}"
