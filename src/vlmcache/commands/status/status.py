@@ -142,20 +142,17 @@ def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Sta
 def _about_copies(advised: Advice, copies: Iterable[KeptCopy]) -> Iterator[Finding]:
     """Yield which kept copies cannot be used as they are."""
     for copy in copies:
-        if copy.failed is not None:
-            code = "failed-copy"
-            detail = f"could not be loaded and is not used: {copy.failed}"
-        elif copy.changed:
-            code = "changed-copy"
-            detail = (
-                "has changed since it was made: the next load checks it, and quantizes again if it "
-                "is damaged"
-            )
-        else:
-            continue
-        detail = f"the kept {copy.precision} copy {detail}"
+        name = f"the kept {copy.precision} copy"
         remedy = advised.command("quantize", copy.repo, "--precision", copy.precision)
-        yield Finding(code, "warning", copy.repo, copy.path, detail, remedy)
+        if copy.failed is not None:
+            detail = f"{name} could not be loaded and is not used: {copy.failed}"
+            yield Finding("failed-copy", "warning", copy.repo, copy.path, detail, remedy)
+        elif copy.changed:
+            detail = (
+                f"{name} has changed since it was made: the next load checks it, and quantizes "
+                "again if it is damaged"
+            )
+            yield Finding("changed-copy", "warning", copy.repo, copy.path, detail, remedy)
 
 
 def _model_status(
