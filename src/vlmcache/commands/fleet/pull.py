@@ -153,7 +153,7 @@ class _Pull:
         )
         raise error
 
-    # What is said of it.
+    # The report.
 
     def _report(
         self,

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from vlmcache.commands.fleet.calls import LOST
 from vlmcache.commands.fleet.pull_values import FleetPull, PulledNode
-from vlmcache.commands.fleet.said import said_of
+from vlmcache.commands.fleet.removal_notes import notes_of
 from vlmcache.commands.fleet.values import (
     FleetLoads,
     FleetNode,
@@ -278,18 +278,18 @@ def show_removal_plan(
     _print_table(out, [columns])
     _print_rest(out, len(removal.nodes) - len(nodes))
     _print_errors(out, removal.nodes)
-    for heading, said in said_of(removal).items():
-        lines = _by_nodes(said)
+    for heading, notes in notes_of(removal).items():
+        lines = _by_nodes(notes)
         if lines:
             out.print(f"\n{heading}")
             _print_lines(out, lines if verbose else lines[:_NOTES], len(lines))
     out.print()
 
 
-def _by_nodes(said: Mapping[str, Sequence[str]]) -> list[str]:
+def _by_nodes(notes: Mapping[str, Sequence[str]]) -> list[str]:
     """Return each line once, after the nodes that it is about."""
     nodes: dict[str, dict[str, None]] = {}
-    for node, lines in said.items():
+    for node, lines in notes.items():
         for line in lines:
             nodes.setdefault(line, {})[printable(node)] = None
     return [f"{first_of(list(names))}: {printable(line)}" for line, names in nodes.items()]

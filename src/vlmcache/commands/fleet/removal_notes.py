@@ -10,7 +10,7 @@ from vlmcache.commands.fleet.values import FleetRemoval
 from vlmcache.units import size_text
 
 
-def said_of(removal: FleetRemoval) -> Mapping[str, Mapping[str, Sequence[str]]]:
+def notes_of(removal: FleetRemoval) -> Mapping[str, Mapping[str, Sequence[str]]]:
     """Return heading -> node -> the lines that its plan has below it."""
     stays: dict[str, list[str]] = {}
     warnings: dict[str, list[str]] = {}
