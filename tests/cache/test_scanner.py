@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -91,20 +90,3 @@ def test_a_file_in_the_place_of_the_cache_is_told(tmp_path: Path) -> None:
     (tmp_path / "hub").write_text("")
     with pytest.raises(ConfigError, match="not a folder"):
         Scanner(tmp_path / "hub").scan(set())
-
-
-def test_a_cache_that_is_made_while_it_is_looked_for_is_scanned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "late"
-    stat = os.stat
-
-    def look(path: str, **options: bool) -> os.stat_result:
-        if path == str(root) and not root.is_dir():
-            monkeypatch.setattr(os, "stat", stat)
-            root.mkdir()
-            raise FileNotFoundError(path)
-        return stat(path, **options)
-
-    monkeypatch.setattr(os, "stat", look)
-    assert scan(root).exists

@@ -299,9 +299,8 @@ def _is_there(path: str) -> bool:
         if modes.S_ISDIR(os.stat(path).st_mode):
             return True
     except (NotADirectoryError, FileNotFoundError) as error:
-        # Another thread or process may make it meanwhile.
-        if isinstance(error, FileNotFoundError) and not os.path.islink(path):
-            return os.path.isdir(path)
+        if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+            return False
     except OSError as error:
         raise _unreadable_cache(path, reason_of(error)) from error
     raise ConfigError(
