@@ -135,7 +135,7 @@ class LocalFleet:
         self._pool.shutdown(cancel_futures=True)
 
     def pull(self, *names: str, progress: Progress | None = None, **options: Any) -> FleetPull:
-        """Pull to all nodes; `org/name` by default."""
+        """Pull to all nodes; `org/name` unless another is given."""
         return pull_to_fleet(
             self.driver,
             lambda: self,
@@ -155,9 +155,9 @@ def local_fleet(hub: Hub, folder: Path, count: int, **limits: int) -> Iterator[L
         fleet.close()
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait for something that must happen."""
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait until a condition is true; fail if it takes too long."""
     deadline = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)

@@ -132,8 +132,8 @@ def warn(texts: Iterable[str]) -> None:
 
 
 def warn_of_missing_locks() -> None:
-    """Warn of the filesystems without locks that the command has met."""
-    # Help needs this module too, and should not wait for the import of the cache's modules.
+    """Say which filesystems without locks the command has met."""
+    # Help, which needs this module too, does not wait for those of the cache.
     from vlmcache.cache.locks import unlocked
 
     warn(f"{finding.detail}: {finding.path}" for finding in unlocked())

@@ -127,7 +127,7 @@ class FleetCache:
         rate = as_bytes(self.named("limit_rate"), limit_rate)
         if rate == 0:
             raise UsageError(f"{self.named('limit_rate')} must be more than 0")
-        names = _names_to_pull(self.session.config, as_names(models), revision, self.named)
+        names = _pulled(self.session.config, as_names(models), revision, self.named)
         where = [word for node in self.wanted for word in ("--nodes", node)]
         where += ["--address", self.address] if self.address is not None else []
         options = FleetPullOptions(
@@ -283,7 +283,7 @@ class FleetCache:
         return names_for_nodes(self.session.config, as_names(models))
 
 
-def _names_to_pull(
+def _pulled(
     config: Config, models: Names, revision: str | None, named: Callable[[str], str]
 ) -> tuple[str, ...]:
     """Return the names of what is pulled, each with its revision.
