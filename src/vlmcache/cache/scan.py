@@ -299,7 +299,8 @@ def _is_there(path: str) -> bool:
         if modes.S_ISDIR(os.stat(path).st_mode):
             return True
     except (NotADirectoryError, FileNotFoundError) as error:
-        if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+        # Only a link that leads nowhere: a folder there was made by another program just now.
+        if isinstance(error, FileNotFoundError) and not os.path.islink(path):
             return False
     except OSError as error:
         raise _unreadable_cache(path, reason_of(error)) from error
