@@ -18,7 +18,7 @@ from tests.kit.caches import CacheBuilder
 from tests.test_architecture import MODULES
 from vlmcache.cache.scan import scan
 from vlmcache.change.known import Known
-from vlmcache.commands.status.steps import Planner
+from vlmcache.commands.status.steps import CommandPlans
 
 REMOVING = re.compile(r"vlmcache (rm|clean)\b|--force\b|--overwrite\b")
 WORDS = {"command", "recommend"}
@@ -146,5 +146,5 @@ def test_a_model_with_files_that_the_hub_does_not_have_is_never_recommended_for_
         (snapshot / "tuned.safetensors").write_bytes(b"mine")
     else:
         (ours / "tuned.safetensors").write_bytes(b"mine")
-    planner = Planner(Known(place.environment, scan(place.root)), place.session)
+    planner = CommandPlans(Known(place.environment, scan(place.root)), place.session)
     assert [model.repo for model in planner.evictable(())] == ["org/plain"]

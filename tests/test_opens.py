@@ -57,7 +57,7 @@ ELSEWHERE = {
     "cli.main": "/dev/null",
     "cli.shells": "the folders in which shells look for completion, and their start-up files",
     "commands.backup.places": "the store, a folder outside the cache",
-    "commands.fleet.wanting": "an empty folder of the system's for temporary files",
+    "commands.fleet.model_finder": "an empty folder of the system's for temporary files",
     "commands.init.write": "the user's configuration folder, or where --config says",
     "commands.backup.backup": "a pipe or device that the user has named",
     "load.class_list": "our own data folder: the names of transformers' classes",

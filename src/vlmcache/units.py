@@ -159,6 +159,11 @@ def and_more(count: int) -> str:
     return f" and {count} more" if count > 0 else ""
 
 
+def first_of(names: Sequence[str], most: int = 5, separator: str = ", ") -> str:
+    """Return the first of some names, and how many more there are: `a, b and 3 more`."""
+    return separator.join(names[:most]) + and_more(len(names) - most)
+
+
 def duration_text(seconds: float) -> str:
     """Return seconds in the largest unit that people would say: `3 days`, `5 min`."""
     for name, length in (("day", 86400), ("hour", 3600)):

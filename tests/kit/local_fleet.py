@@ -17,7 +17,7 @@ import msgspec
 from tests.kit.hub_process import Hub
 from tests.kit.pulls import config, environment
 from vlmcache.change.plan import Failure
-from vlmcache.commands.fleet.actor import Answer, Setup, Worker
+from vlmcache.commands.fleet.actor import MethodAnswer, Setup, Worker
 from vlmcache.commands.fleet.calls import LOST, Beat, Call, Node, Reply
 from vlmcache.commands.fleet.holdings import Holdings
 from vlmcache.commands.fleet.pull import pull_to_fleet
@@ -97,7 +97,9 @@ class LocalFleet:
     def _answer(self, call: Call, content: bytes) -> None:
         name = call.node.name
         if name not in self.lost:
-            answer = msgspec.json.decode(self.workers[name].call(call.method, content), type=Answer)
+            answer = msgspec.json.decode(
+                self.workers[name].call(call.method, content), type=MethodAnswer
+            )
         if name in self.lost:
             self._replies.put(Reply(call, failure=Failure(LOST, self.lost[name], None, 1)))
             return
@@ -135,7 +137,11 @@ class LocalFleet:
     def pull(self, *names: str, progress: Progress | None = None, **options: Any) -> FleetPull:
         """Pull to all nodes; `org/name` unless another is given."""
         return pull_to_fleet(
-            self.driver, self, names or (REPO,), FleetPullOptions(**options), progress
+            self.driver,
+            lambda: self,
+            names or (REPO,),
+            FleetPullOptions(**options),
+            progress or Progress(),
         )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from vlmcache.progress import FileOf, Progress, Rate, Tally, continued_by, files_shown, planned
-from vlmcache.show.layout import LONG_FILE, NARROWEST, lines_of, rows_of, short_name, text_of
+from vlmcache.show.layout import LONG_FILE, NARROWEST, lines_of, progress_rows, short_name, text_of
 from vlmcache.show.progress import Lines, OneLine
 from vlmcache.show.text import ASCII, UNICODE, printable
 
@@ -60,7 +60,7 @@ def test_no_line_is_wider_than_the_terminal_whatever_the_names_and_sizes(
     tally: Tally, width: int, speed: float | None, most: int, unicode: bool
 ) -> None:
     glyphs = UNICODE if unicode else ASCII
-    rows = rows_of(tally, speed, most)
+    rows = progress_rows(tally, speed, most)
     assert len(rows) <= most
     lines = [text_of(line) for line in lines_of(rows, width, glyphs)]
     assert len(lines) == len(rows)
@@ -101,7 +101,7 @@ def test_names_are_shortened_where_they_say_least() -> None:
 
 
 def columns(tally: Tally, width: int, speed: float | None = 98e6) -> list[str]:
-    return [text_of(line) for line in lines_of(rows_of(tally, speed, 9), width, UNICODE)]
+    return [text_of(line) for line in lines_of(progress_rows(tally, speed, 9), width, UNICODE)]
 
 
 def work() -> Tally:
@@ -158,11 +158,15 @@ def test_files_of_several_models_may_be_done_in_any_order() -> None:
         "/c": FileOf("org/y", "w", LONG_FILE),
     }
     with files_shown(tally, "verified", files) as moved:
-        assert [row.name for row in rows_of(tally, None, 9)] == ["0 of 2 models"]
+        assert [row.name for row in progress_rows(tally, None, 9)] == ["0 of 2 models"]
         moved("/c", LONG_FILE)
         moved("/b", 1)
         moved("/elsewhere", 5)
-        assert [row.name for row in rows_of(tally, None, 9)] == ["org/x", "  /b", "1 of 2 models"]
+        assert [row.name for row in progress_rows(tally, None, 9)] == [
+            "org/x",
+            "  /b",
+            "1 of 2 models",
+        ]
         moved("/a", LONG_FILE)
         moved("/b", LONG_FILE)
     assert tally.models_text == "2 of 2 models"
@@ -176,14 +180,14 @@ def test_several_files_that_one_process_downloads_are_one_line() -> None:
     for name in sizes:
         tally.waiting("org/x", name, "process 4711 (anna: hf download org/x)")
         tally.moved("org/x", name, 100)
-    rows = rows_of(tally, None, 9)
+    rows = progress_rows(tally, None, 9)
     assert [row.name for row in rows] == [
         "waiting for process 4711 (anna: hf download org/x), for 3 files",
         "org/x",
     ]
     for name in sizes:
         tally.waiting("org/x", name, None)
-    assert len(rows_of(tally, None, 9)) == 4
+    assert len(progress_rows(tally, None, 9)) == 4
 
 
 def test_a_speed_is_that_of_the_last_seconds() -> None:

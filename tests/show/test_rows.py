@@ -60,6 +60,12 @@ def test_lines_are_broken_between_words_only_and_nothing_is_lost(words: list[str
     assert all(line.startswith("    ") for line in lines)
 
 
+def test_a_quoted_command_is_not_broken_although_it_is_longer_than_a_line() -> None:
+    command = "'vlmcache clean --partials --free 30GB'"
+    lines = [line.plain for line in wrapped(screen(30), f"the disk is full: {command}", 4)]
+    assert lines == ["    the disk is full:", f"    {command}"]
+
+
 def test_a_label_stands_before_the_first_line_only() -> None:
     out = screen(28)
     out.print(labelled("Disk", "one two three four five"))

@@ -68,13 +68,13 @@ def status(
         filter=filters or (),
         context=context,
     )
-    from vlmcache.commands.status.filters import ROWS, Listing
+    from vlmcache.commands.status.filters import ROWS, TableOptions
     from vlmcache.commands.status.steps import Advice
 
     words = [*(models or ()), "--all", *(("--sort", sort) if sort else ())]
     for test in filters or ():
         words += ["--filter", test]
-    listing = Listing(
+    listing = TableOptions(
         every,
         limit or (None if every else ROWS),
         sort,

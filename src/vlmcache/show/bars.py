@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from vlmcache.show.console import console
-from vlmcache.show.layout import MARGIN, Line, lines_of, rows_of
+from vlmcache.show.layout import MARGIN, Line, lines_of, progress_rows
 from vlmcache.show.text import glyphs_of, printable
 from vlmcache.show.ticking import Ticking
 
@@ -43,7 +43,7 @@ class Bars(Ticking):
         """Show how far it is."""
         if self._live is not None:
             columns, lines = self._size()
-            rows = rows_of(self, self.pace.at(now), min(_MOST_ROWS, lines - 1))
+            rows = progress_rows(self, self.pace.at(now), min(_MOST_ROWS, lines - 1))
             shown = lines_of(rows, columns - MARGIN, glyphs_of(self._stream))
             self._live.update(Text("\n").join(map(_styled, shown)), refresh=True)
 
@@ -69,12 +69,12 @@ class Bars(Ticking):
 
 
 def _leave_cursor(show: bool = True) -> bool:  # noqa: ARG001
-    """Neither hide nor show the cursor: a hidden one stays so if the process is killed."""
+    """Neither hide nor show the cursor: if the process is killed, a hidden one stays hidden."""
     return False
 
 
 def _styled(line: Line) -> Text:
     text = Text(no_wrap=True, overflow="crop", end="")
-    for part in line:
-        text.append(part.text, LOOKS[part.look])
+    for piece in line:
+        text.append(piece.text, LOOKS[piece.look])
     return text

@@ -26,7 +26,7 @@ class Choice(NamedTuple):
     """A line of the list."""
 
     names: tuple[str, ...]
-    """What can be typed for it; the first is what it is called."""
+    """What can be typed for it; the first is its name."""
     cells: tuple[str | Text, ...]
     guard: str = ""
     """Why it is chosen only if its number is typed with a `!`, or not at all."""
@@ -41,7 +41,7 @@ class Choice(NamedTuple):
 
 
 class Choices(NamedTuple):
-    """A list to choose from, and how it is spoken of."""
+    """A list to choose from, and the words for it."""
 
     rows: Sequence[Choice]
     columns: tuple[str, ...]
@@ -58,9 +58,9 @@ class Choices(NamedTuple):
     shortened: Collection[str] = ()
     """Columns whose cells may be shortened."""
     numbers: Collection[str] = ()
-    """Columns whose cells end at the same place."""
+    """Columns that are aligned to the right."""
     once: bool = False
-    """Whether the first choice is all of it."""
+    """Whether the first answer that chooses something ends it."""
 
     def print_title(self) -> None:
         """Print what comes before the list."""
@@ -111,7 +111,7 @@ class Choices(NamedTuple):
 
 
 def say(*lines: str) -> None:
-    """Print lines on stderr, broken between words; what begins two columns in continues there."""
+    """Print lines on stderr, broken between words; a line that is indented keeps its indent."""
     out = console(sys.stderr)
     for line in lines:
         text = line.lstrip(" ")

@@ -17,11 +17,11 @@ from vlmcache.show.text import styled as styled
 _NARROWEST = 20
 """Columns below which no line can be laid out."""
 PIPE_WIDTH = 160
-"""Columns where nobody tells: wide enough that a table read by a script keeps its lines whole."""
+"""Columns of a stream that has no width: enough for a table that a script reads line by line."""
 
 
 class _Plain:
-    """A stream to which lines go without blanks at their ends, and without what it cannot show."""
+    """A stream that drops blanks at the ends of lines, and replaces what it cannot show."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -48,12 +48,12 @@ class _Console(Console):
     """Whether long lines are broken: not in a pipe, unless it says how wide it is."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print something, of which nothing is cut off to fit the screen; strings as `Prose`."""
+        """Print objects, without cutting anything off to fit the screen; strings as `Prose`."""
         shown = (Prose(part) if isinstance(part, str | Text) else part for part in objects)
         super().print(*(objects if options else shown), **{"crop": False, **options})
 
     def on_broken_pipe(self) -> None:
-        """Leave it to the one place that knows what a reader's going away means."""
+        """Leave it to `cli.main`, the one place that knows what a closed pipe means."""
         raise BrokenPipeError
 
 

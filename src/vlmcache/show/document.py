@@ -57,7 +57,7 @@ def document(
         exit_code: how it ends.
         error: why it failed, if it did.
         line: whether it is the last of a stream of lines, and is one line itself.
-        warnings: what config.yaml says in vain; where the answer says so too, it is said once.
+        warnings: what in config.yaml has no effect; what the answer also says is said once.
     """
     failures = () if error is None else (error, *error.causes)
     errors = tuple(ErrorEntry(part.code, part.message, part.hint) for part in failures)
@@ -68,13 +68,12 @@ def document(
     }
     if value is not None:
         content |= msgspec.to_builtins(value)
-    told = content.get("findings", ())
-    if not any(finding["code"] == "no-locks" for finding in told):
-        told = (*told, *msgspec.to_builtins(lockless()))
-    known = {finding["detail"] for finding in told}
-    new = (text for text in warnings if text not in known)
-    told = (*told, *msgspec.to_builtins(tuple(map(_about_a_line, new))))
-    content["findings"] = told
+    findings = content.get("findings", ())
+    if not any(finding["code"] == "no-locks" for finding in findings):
+        findings = (*findings, *msgspec.to_builtins(lockless()))
+    known = {finding["detail"] for finding in findings}
+    new = tuple(_about_a_line(text) for text in warnings if text not in known)
+    content["findings"] = (*findings, *msgspec.to_builtins(new))
     content["errors"] = msgspec.to_builtins(errors)
     if line:
         return _encoded({"schema": content["schema"], "kind": "error"} | content)
@@ -82,7 +81,7 @@ def document(
 
 
 def _about_a_line(text: str) -> Finding:
-    """Return the finding that a sentence about a line of config.yaml is: `FILE:LINE: …`."""
+    """Return a sentence about a line of config.yaml, `FILE:LINE: …`, as a finding."""
     return Finding("configuration", "warning", None, re.split(r":\d+: ", text)[0], text)
 
 
@@ -92,7 +91,7 @@ def stream_line(command: str, value: msgspec.Struct, *, at: datetime | None = No
     Args:
         command: the command.
         value: the value, whose `kind` tells the lines of a stream apart.
-        at: when it was so, where the value does not say so itself.
+        at: the time it is about, unless the value says so itself.
     """
     content: dict[str, Any] = {"schema": f"vlmcache.{command}/1"}
     if at is not None:
@@ -111,7 +110,8 @@ def _encoded(content: dict[str, Any], indent: int = -1) -> str:
 def schema_of(command: str, value: type[msgspec.Struct]) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a command's document.
 
-    A document of a failure has the envelope's keys only, so no others are required.
+    The document of a failure has only the envelope's keys, which are therefore the only ones that
+    are required.
     """
     (envelope, fields), components = msgspec.json.schema_components(
         (Envelope, value), ref_template="#/$defs/{name}"

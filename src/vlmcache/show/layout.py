@@ -15,11 +15,11 @@ from vlmcache.show.text import Glyphs, printable
 from vlmcache.units import size_text
 
 NARROWEST = 20
-"""Columns from which on each row has a name and a percentage."""
+"""The least columns in which each row has a name and a percentage."""
 MARGIN = 3
-"""Columns of a terminal that stay free, so that the `^C` which it shows begins no new line."""
+"""Columns of a terminal that stay free, so that its `^C` does not begin a new line."""
 LONG_FILE = 16 << 20
-"""Bytes from which on a file has a row of its own: others end before anyone reads."""
+"""The least bytes of a file with a row of its own: smaller ones end before anyone reads it."""
 _LONGEST_NAME, _SHORTEST_NAME = 40, 14
 _LONGEST_BAR, _SHORTEST_BAR = 40, 5
 _PERCENT, _SPEED, _TIME = 5, 9, 7
@@ -29,7 +29,7 @@ _PADDED = late.pattern(r"(?<![0-9a-zA-Z.])0+(?=[0-9])")
 _STALLED_AFTER = 5.0
 
 
-class Row(NamedTuple):
+class ProgressRow(NamedTuple):
     """A row: a name, and how much of what it stands for is done. Sizes are bytes."""
 
     name: str
@@ -41,18 +41,18 @@ class Row(NamedTuple):
     """`file`, `model`, `total` or `wait`; the last has a name only."""
 
 
-class Part(NamedTuple):
-    """A piece of a row that looks alike."""
+class Piece(NamedTuple):
+    """A piece of a row in one style."""
 
     text: str
     look: str = ""
     """`done`, `left`, `wait`, `total`, or nothing."""
 
 
-Line = list[Part]
+Line = list[Piece]
 
 
-def rows_of(tally: Tally, speed: float | None, most: int) -> list[Row]:
+def progress_rows(tally: Tally, speed: float | None, most: int) -> list[ProgressRow]:
     """Return the rows that show what is being done, the one for everything last.
 
     Args:
@@ -72,30 +72,30 @@ def rows_of(tally: Tally, speed: float | None, most: int) -> list[Row]:
             for model, share in tally.models.items()
             if share.is_active
         }
-        # Where all have begun at once, these are worked on now.
+        # If all have begun at once, these are the ones that move now.
         moving = {model: files for model, files in active.items() if files or len(active) == 1}
-        rows: list[Row] = []
-        # A file that is all there is needs no row of its own.
+        rows: list[ProgressRow] = []
+        # A single file needs no row next to the total.
         alone = not several and sum(len(share.sizes) for share in tally.models.values()) == 1
         for model, files in moving.items():
             if several:
                 share, pace = tally.models[model], speed if len(moving) == 1 else None
-                rows.append(Row(printable(model), share.done, share.size, pace, "model"))
+                rows.append(ProgressRow(printable(model), share.done, share.size, pace, "model"))
             rows += (
-                Row(f"  {printable(file.name)}", file.done, file.size)
+                ProgressRow(f"  {printable(file.name)}", file.done, file.size)
                 for file in files
                 if file.size >= LONG_FILE and not alone
             )
         for holder, count in waits.items():
             more = f", for {count} files" if count > 1 else ""
-            rows.append(Row(printable(f"waiting for {holder}{more}"), kind="wait"))
+            rows.append(ProgressRow(printable(f"waiting for {holder}{more}"), kind="wait"))
         total = tally.models_text if several else printable(next(iter(tally.models)))
         pace = speed if speed or tally.is_midway else None
-        last = Row(total, tally.done, tally.total, pace, "total")
+        last = ProgressRow(total, tally.done, tally.total, pace, "total")
     return [*rows[: max(0, most - 1)], last]
 
 
-def lines_of(rows: Sequence[Row], width: int, glyphs: Glyphs) -> list[Line]:
+def lines_of(rows: Sequence[ProgressRow], width: int, glyphs: Glyphs) -> list[Line]:
     """Return the lines of rows, none of which occupies more than so many columns."""
     bars = [row for row in rows if row.kind != "wait"]
     paced = any(row.speed is not None or row.kind == "total" for row in bars)
@@ -125,19 +125,19 @@ def lines_of(rows: Sequence[Row], width: int, glyphs: Glyphs) -> list[Line]:
     lines: list[Line] = []
     for row in rows:
         if row.kind == "wait":
-            lines.append([Part(short_name(row.name, width, glyphs), "wait")])
+            lines.append([Piece(short_name(row.name, width, glyphs), "wait")])
             continue
         look = "total" if row.kind == "total" else ""
         text = short_name(row.name, name, glyphs)
-        line = [Part(text + " " * (name - cells(text)), look)]
+        line = [Piece(text + " " * (name - cells(text)), look)]
         share = row.done / row.size if row.size else 1.0
         # Never 100 before the end.
-        line.append(Part(f" {int(share * 100):>3}%", look))
+        line.append(Piece(f" {int(share * 100):>3}%", look))
         if "bar" in shown:
             filled = int(share * shown["bar"])
-            line.append(Part(" "))
-            line.append(Part(glyphs.done * filled, "done"))
-            line.append(Part(glyphs.left * (shown["bar"] - filled), "left"))
+            line.append(Piece(" "))
+            line.append(Piece(glyphs.done * filled, "done"))
+            line.append(Piece(glyphs.left * (shown["bar"] - filled), "left"))
         figures = {
             "size": _amounts(row.done, row.size),
             "speed": _speed(row),
@@ -145,7 +145,7 @@ def lines_of(rows: Sequence[Row], width: int, glyphs: Glyphs) -> list[Line]:
         }
         for column, text in figures.items():
             if column in shown:
-                line.append(Part(f" {text:>{shown[column]}}", look))
+                line.append(Piece(f" {text:>{shown[column]}}", look))
         lines.append(_without_blanks_at_end(line))
     return lines
 
@@ -160,7 +160,7 @@ def _without_blanks_at_end(line: Line) -> Line:
 
 def text_of(line: Line) -> str:
     """Return a line without its looks."""
-    return "".join(part.text for part in line)
+    return "".join(piece.text for piece in line)
 
 
 def cells(text: str) -> int:
@@ -222,16 +222,16 @@ def _amounts(done: int, size: int) -> str:
     return f"{done / scale:.{part}f}/{size / scale:.{digits}f} {unit}"
 
 
-def _speed(row: Row) -> str:
+def _speed(row: ProgressRow) -> str:
     return f"{size_text(int(row.speed))}/s" if row.speed is not None and row.speed >= 1 else ""
 
 
-def _time_left(row: Row) -> str:
+def _time_left(row: ProgressRow) -> str:
     if row.speed is None or row.done >= row.size:
         return ""
     if row.speed >= 1:
         return time_text((row.size - row.done) / row.speed)
-    # What has not brought a byte yet may be busy with something else.
+    # Without a single byte yet, it may be busy with something else.
     return "stalled" if row.done else ""
 
 

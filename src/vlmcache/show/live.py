@@ -19,21 +19,21 @@ _BAR, _PLAIN_BAR = ("━", "─"), ("#", "-")
 
 
 class Moving(Protocol):
-    """What is to be shown, as it is at the moment."""
+    """What is to be shown, as it is now."""
 
     def lines(self, width: int, bar: tuple[str, str]) -> Sequence[str]:
         """Return the lines on a terminal of a width; `bar` is what is done and what is not."""
 
     def line(self) -> str:
-        """Return the line that stands for them elsewhere, empty if there is nothing to say."""
+        """Return the line that stands for them outside a terminal, which may be empty."""
 
 
 @contextlib.contextmanager
 def live_lines(stream: TextIO, moving: Moving) -> Iterator[threading.Event]:
-    """Show meanwhile what moves.
+    """Show what moves, as long as the block runs.
 
     Args:
-        stream: where to; what a terminal shows is wiped in the end.
+        stream: where to; a terminal is wiped at the end.
         moving: what is shown.
 
     Yields:
@@ -47,7 +47,7 @@ def live_lines(stream: TextIO, moving: Moving) -> Iterator[threading.Event]:
         return
     ended = threading.Event()
 
-    def tell() -> None:
+    def print_lines() -> None:
         while not ended.is_set():
             changed.wait(LINE_EVERY)
             changed.clear()
@@ -55,7 +55,7 @@ def live_lines(stream: TextIO, moving: Moving) -> Iterator[threading.Event]:
             if line:
                 print(f"vlmcache: {printable(line)}", file=stream, flush=True)
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=print_lines, daemon=True)
     thread.start()
     try:
         yield changed
@@ -66,7 +66,7 @@ def live_lines(stream: TextIO, moving: Moving) -> Iterator[threading.Event]:
 
 
 class _Lines:
-    """Rich asks for the lines each time it draws them."""
+    """The lines as rich draws them: it asks for them each time."""
 
     def __init__(self, moving: Moving) -> None:
         self._moving = moving

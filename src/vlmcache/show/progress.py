@@ -1,6 +1,6 @@
 """Progress on stderr: bars on a terminal, elsewhere a plain line now and then.
 
-Nothing heavy is imported here: most pulls find all in place and show no progress.
+Nothing heavy is imported here: most pulls find everything in place and show no progress.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TextIO
 
 from vlmcache.config import is_on
 from vlmcache.progress import Progress, scanned
-from vlmcache.show.layout import MARGIN, cells, lines_of, rows_of, text_of
+from vlmcache.show.layout import MARGIN, cells, lines_of, progress_rows, text_of
 from vlmcache.show.text import glyphs_of, printable
 from vlmcache.show.ticking import Ticking
 from vlmcache.units import duration_text, size_text
@@ -46,15 +46,15 @@ def on_stderr(*, quiet: bool) -> Progress:
 
 @contextlib.contextmanager
 def scan_line(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
-    """Show meanwhile how far the scan of a very large cache is, once it has taken a second.
+    """Show how far the scan of a very large cache is, once it has taken a second.
 
     Args:
-        stream: a terminal; the line is wiped in the end.
-        clock: seconds.
+        stream: a terminal; the line is wiped at the end.
+        clock: returns seconds.
     """
     next_at, width = 0.0, 0
 
-    def tell(done: int, count: int) -> None:
+    def show(done: int, count: int) -> None:
         nonlocal next_at, width
         now = clock()
         if done == 0:
@@ -66,13 +66,13 @@ def scan_line(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> It
             stream.write("\r" + line)
             stream.flush()
 
-    before = scanned.set(tell)
+    before = scanned.set(show)
     try:
         yield
     finally:
         scanned.reset(before)
         if width:
-            # Not by an escape code, which some terminals do not want.
+            # Not by an escape code, which some terminals do not take.
             stream.write("\r" + " " * width + "\r")
             stream.flush()
 
@@ -109,7 +109,7 @@ class Lines(Ticking):
         self.note(", ".join(words))
 
     def waiting(self, repo: str, file: str, holder: str | None) -> None:
-        """Say once who is waited for."""
+        """Say who is waited for, once."""
         super().waiting(repo, file, holder)
         with self.lock:
             if holder is None or holder in self._noted:
@@ -124,7 +124,7 @@ class Lines(Ticking):
 
 
 class OneLine(Lines):
-    """A line that is written anew, without escape codes, on a terminal that wants none."""
+    """A line that is overwritten without escape codes, on a terminal that takes none."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream, every=0.25)
@@ -132,7 +132,7 @@ class OneLine(Lines):
 
     def tick(self, now: float) -> None:
         """Write the line over itself."""
-        rows = rows_of(self, self.pace.at(now), 1)
+        rows = progress_rows(self, self.pace.at(now), 1)
         columns = shutil.get_terminal_size().columns - MARGIN
         line = "".join(map(text_of, lines_of(rows, columns, glyphs_of(self._stream))))
         with self.lock:

@@ -16,19 +16,24 @@ _UNBROKEN = late.pattern(r"'vlmcache [^'\n]*'|[0-9] (?:[kMGT]?B|s|min)\b")
 """A command in quotes, and a number with its unit."""
 _WORD = late.pattern(r"\s*\S+\s*")
 _LEAST = 20
-"""Columns that are left for the words, however narrow the screen is."""
+"""Columns for the words, however narrow the screen is."""
 
 
 def whole(words: str) -> str:
-    """Return a command, or a path with blanks in it, as one word of `Prose`."""
+    """Return a command, or a path with blanks in it, as a single word of `Prose`."""
     return words.replace(" ", GLUE)
+
+
+def glued(text: str) -> str:
+    """Return words in which no quoted command, and no number with its unit, can be broken."""
+    return _UNBROKEN.sub(lambda part: whole(part[0]), text)
 
 
 class Prose:
     """Lines that are broken between words to fit the screen; a longer word is left as it is.
 
-    No command in quotes, path, hash or what was made one with `whole` is broken: the terminal
-    itself wraps it, and copying gives it back. Where nobody sets a width, nothing is broken.
+    No command in quotes, path, hash or what `whole` was given is broken: the terminal itself wraps
+    it, and copying gives it back. Without a width, nothing is broken.
 
     Args:
         text: the words; a line break in them begins a new line.
@@ -59,7 +64,7 @@ class Prose:
 
     def _lines(self, width: int | None) -> Iterator[Text]:
         text = self.text.copy()
-        text.plain = _UNBROKEN.sub(lambda part: whole(part[0]), text.plain)
+        text.plain = glued(text.plain)
         for paragraph in text.split("\n", allow_blank=True):
             for line in paragraph.divide(breaks(paragraph.plain, width)):
                 line.plain = line.plain.replace(GLUE, " ")
@@ -67,7 +72,7 @@ class Prose:
 
 
 def breaks(text: str, width: int | None) -> list[int]:
-    """Return where the second line and those after it begin, if so many columns hold one."""
+    """Return where each line after the first begins, if a line has so many columns."""
     starts: list[int] = []
     column = 0
     for word in _WORD.finditer(text) if width is not None else ():

@@ -1,7 +1,7 @@
 """Lines that fit: tables that shorten names in the middle, labels, bars.
 
 Nothing here breaks a line within a word, or within what `whole` protects: paths and commands are
-pasted. A width of `None` means that nobody says how wide the stream is: lines are then complete.
+pasted. A width of `None` means that the stream has none: lines are then complete.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from rich.console import Console
 from rich.containers import Lines
 from rich.text import Text
 
-from vlmcache import late
 from vlmcache.cache.state import ByClass
 from vlmcache.show.layout import short_name
-from vlmcache.show.prose import GLUE, breaks
+from vlmcache.show.prose import GLUE, breaks, glued
 from vlmcache.show.text import UNICODE
 from vlmcache.units import and_list, counted, size_text
 
-_UNIT = late.pattern(r"(?<=[0-9]) (?=(?:[kMGT]?B|s|min)\b)")
-"""The blank between a number and its unit."""
 _GAP = 2
 _LEAST_NAME = 8
 _CLASS_WORDS = {
@@ -56,8 +53,8 @@ def table(
         rows: the cells, as many as headings.
         width: columns of the screen.
         names: headings of cells that are shortened if the table is too wide.
-        numbers: headings of cells that end at the same place.
-        widths: heading -> columns, of what is to stay where it is whatever the rows are. Names then
+        numbers: headings of cells that are aligned to the right.
+        widths: heading -> columns, of cells that keep their place whatever the rows are. Names then
             have the rest of the screen.
     """
     lines = [[Text(name, "dim") for name in columns]]
@@ -102,7 +99,7 @@ def _line(
 def wrapped(
     out: Console, text: str | Text, indent: int = 0, *, first: Text | None = None
 ) -> list[Text]:
-    """Return lines that all begin so many columns in, broken between words only.
+    """Return lines with an indent, broken between words only.
 
     Args:
         out: where they will be printed.
@@ -111,7 +108,7 @@ def wrapped(
         first: what stands in these columns of the first line.
     """
     content = Text(text) if isinstance(text, str) else text.copy()
-    content.plain = _UNIT.sub(GLUE, content.plain)
+    content.plain = glued(content.plain)
     width = width_of(out)
     lines = content.split("\n", allow_blank=True)
     if width is not None:
@@ -121,10 +118,10 @@ def wrapped(
     for number, line in enumerate(lines):
         start = first if first is not None and number == 0 else Text()
         gap = " " * max(0, indent - start.cell_len)
-        whole = Text.assemble(start, gap, line)
-        whole.plain = whole.plain.replace(GLUE, " ")
-        whole.rstrip()
-        shown.append(whole)
+        complete = Text.assemble(start, gap, line)
+        complete.plain = complete.plain.replace(GLUE, " ")
+        complete.rstrip()
+        shown.append(complete)
     return shown
 
 

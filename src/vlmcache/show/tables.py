@@ -34,8 +34,8 @@ def plain_table(*columns: str, numbers: Sequence[str] = (), folded: Sequence[str
 
     Args:
         columns: the headings.
-        numbers: those of columns whose cells end at the same place.
-        folded: those of columns whose long cells are folded; others are shortened.
+        numbers: headings of cells that are aligned to the right.
+        folded: headings of cells that are folded if they are long; others are shortened.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in columns:
@@ -57,13 +57,13 @@ def process_text(process: Process) -> str:
 
 
 def hanging(text: Text, indent: int) -> Prose:
-    """Return lines that all begin so many columns in."""
+    """Return lines with an indent."""
     return Prose(text, indent)
 
 
 def labelled(
     label: str, text: str | Text, style: str = "", *, width: int = 6, label_style: str = "dim"
 ) -> Prose:
-    """Return a line after a label; a long one continues below itself, not below the label."""
+    """Return a line after a label; a long line continues below itself, not below the label."""
     content = Text(text, style) if isinstance(text, str) else text
     return Prose(content, max(width, len(label)) + 2, Text(label, label_style))

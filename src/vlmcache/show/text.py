@@ -52,8 +52,8 @@ def styled(stream: IO[str]) -> bool:
 def printable(text: str) -> str:
     """Return a name from disk or network with everything escaped that a terminal would act on.
 
-    Control characters, direction marks, separators other than a blank, bytes that are no UTF-8, and
-    what the encoding of the terminal does not have: columns are counted after that.
+    That is control characters, direction marks, separators other than a blank, bytes that are not
+    UTF-8, and what the encoding of the terminal does not have. Columns are counted after that.
     """
     return _escaped(text, is_shown, _terminal_escape)
 
@@ -84,7 +84,7 @@ def _is_safe(character: str) -> bool:
 
 def _terminal_escape(character: str) -> str:
     number = ord(character)
-    if 0xDC80 <= number <= 0xDCFF:  # how Python carries a byte that is no UTF-8
+    if 0xDC80 <= number <= 0xDCFF:  # how Python carries a byte that is not UTF-8
         return f"\\x{number - 0xDC00:02x}"
     if number < 0x100:
         return f"\\x{number:02x}"
@@ -98,7 +98,7 @@ def _json_escape(character: str) -> str:
 
 
 def encodable(value: Any) -> Any:
-    """Return builtins with the bytes in them that are no UTF-8 written out with a backslash."""
+    """Return builtins in which bytes that are not UTF-8 are written out with a backslash."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     if isinstance(value, dict):
@@ -125,7 +125,7 @@ def outcome_text(outcome: RunOutcome) -> str:
 
 
 def warn(texts: Iterable[str]) -> None:
-    """Say on stderr what a command does not fail for."""
+    """Print warnings on stderr."""
     sys.stdout.flush()
     for text in texts:
         print(f"warning: {printable(text)}", file=sys.stderr)

@@ -241,12 +241,17 @@ def test_a_driver_that_is_killed_leaves_no_actor_behind(
 
 
 @pytest.mark.full
-def test_ctrl_c_ends_it_with_130_and_one_line(three: RayCluster, vlmcache: Vlmcache) -> None:
+def test_a_load_test_sees_the_gpus_and_ctrl_c_ends_it_with_130_and_one_line(
+    three: RayCluster, vlmcache: Vlmcache
+) -> None:
     started = vlmcache.start(
         "fleet", "load-test", "--synthetic", "tiny", "--address", three.address
     )
     while not workers_of(three, "gpu2"):
         assert started.poll() is None
+    # Ray hides the GPUs from an actor that reserves none, unless this is set.
+    (worker,) = workers_of(three, "gpu2")
+    assert worker.environ()["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "0"
     started.send_signal(signal.SIGINT)
     _, err = started.communicate()
     assert started.returncode == 130

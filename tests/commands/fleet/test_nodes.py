@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmcache.commands.fleet.actor import Hello
-from vlmcache.commands.fleet.nodes import check_versions, expand, named_nodes, select
+from vlmcache.commands.fleet.nodes import (
+    expand_ranges,
+    named_nodes,
+    require_same_versions,
+    select_nodes,
+)
 from vlmcache.commands.fleet.values import VersionsError
 from vlmcache.commands.fleet.wire import NodeFacts
 from vlmcache.errors import UsageError
@@ -24,7 +29,7 @@ NODES = named_nodes(
 
 
 def names(*wanted: str) -> list[str]:
-    return [node.name for node in select(NODES, wanted)]
+    return [node.name for node in select_nodes(NODES, wanted)]
 
 
 def test_nodes_are_sorted_as_people_count() -> None:
@@ -63,26 +68,26 @@ def test_a_name_that_means_no_node_is_a_usage_error(wanted: str) -> None:
 
 
 def test_a_range_keeps_the_zeros_that_are_typed() -> None:
-    assert list(expand("n[08-11].lan")) == ["n08.lan", "n09.lan", "n10.lan", "n11.lan"]
-    assert list(expand("r[1-2]n[1-2]")) == ["r1n1", "r1n2", "r2n1", "r2n2"]
+    assert list(expand_ranges("n[08-11].lan")) == ["n08.lan", "n09.lan", "n10.lan", "n11.lan"]
+    assert list(expand_ranges("r[1-2]n[1-2]")) == ["r1n1", "r1n2", "r2n1", "r2n2"]
 
 
 @given(st.integers(0, 300), st.integers(0, 50))
 def test_a_range_is_all_numbers_from_the_first_to_the_last(first: int, more: int) -> None:
-    expanded = list(expand(f"gpu[{first}-{first + more}]"))
+    expanded = list(expand_ranges(f"gpu[{first}-{first + more}]"))
     assert expanded == [f"gpu{number}" for number in range(first, first + more + 1)]
 
 
-def test_nodes_of_one_name_are_told_apart_by_their_ids_and_dead_ones_are_left_out() -> None:
+def test_nodes_of_the_same_name_differ_by_their_ids_and_dead_ones_are_left_out() -> None:
     nodes = named_nodes([facts(1, "box"), facts(2, "box"), facts(3, "other", alive=False)])
     assert [node.name for node in nodes] == ["box-000001", "box-000002"]
-    assert select(nodes, ["box-000002"]) == nodes[1:]
-    assert select(nodes, ["box*"]) == nodes
+    assert select_nodes(nodes, ["box-000002"]) == nodes[1:]
+    assert select_nodes(nodes, ["box*"]) == nodes
 
 
 def test_a_cluster_without_living_nodes_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="no nodes"):
-        select([], [])
+        select_nodes([], [])
 
 
 def hello(**changes: str) -> Hello:
@@ -99,12 +104,12 @@ def test_other_versions_are_one_line_that_names_the_nodes() -> None:
         "gpu4": hello(python="3.12.1", ray="2.61.0"),
     }
     with pytest.raises(VersionsError) as caught:
-        check_versions(hello(), others)
+        require_same_versions(hello(), others)
     assert caught.value.message == (
         "nodes have other versions: vlmcache 0.9 on gpu2, gpu3; Python 3.12, Ray 2.61.0 on gpu4; "
         "here vlmcache 1.0, Python 3.11, Ray 2.60.0"
     )
 
 
-def test_another_patch_of_python_is_no_other_version() -> None:
-    check_versions(hello(), {"gpu1": hello(python="3.11.9")})
+def test_another_patch_release_of_python_is_not_another_version() -> None:
+    require_same_versions(hello(), {"gpu1": hello(python="3.11.9")})

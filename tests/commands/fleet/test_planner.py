@@ -70,7 +70,7 @@ def test_whoever_has_begun_most_of_a_parcel_fetches_it_from_the_hub() -> None:
     assert Planner({"a": 5}, stocks).next() == [Assignment("two", "a", HUB)]
 
 
-def test_nodes_that_do_not_reach_the_hub_get_all_from_others() -> None:
+def test_nodes_that_do_not_reach_the_hub_get_everything_from_others() -> None:
     stocks = {"in": Stock((), ("a",), {"a": 4}, reaches_hub=False), "out": Stock((), ("a",))}
     planner = Planner({"a": 5}, stocks)
     assert planner.next() == [Assignment("out", "a", HUB)]
@@ -111,16 +111,17 @@ def test_another_node_takes_over_from_one_that_was_lost_while_the_hub_sent() -> 
     assert planner.next() == [Assignment("two", "a", HUB)]
 
 
-def test_who_sends_wrong_bytes_sends_them_to_nobody_until_they_are_repaired() -> None:
+def test_a_node_that_sent_wrong_bytes_sends_that_parcel_to_nobody_until_it_is_repaired() -> None:
     stocks = {"one": Stock(("a",), ("a",)), "two": Stock((), ("a",)), "three": Stock((), ("a",))}
     planner = Planner({"a": 5}, stocks)
     assert planner.next() == [Assignment("two", "a", "one")]
-    assert planner.wrong("two", "a") == "one"
+    planner.failed("two", "a")
+    planner.suspect("one", "a")
     assert planner.next() == [Assignment("three", "a", HUB)]
     planner.checked("one", "a", good=False)
     planner.done("three", "a")
     first = planner.next()
-    assert [one.source for one in first] == ["three"]
+    assert [assignment.source for assignment in first] == ["three"]
     planner.done(first[0].node, "a")
     assert len(planner.next()) == 1
     assert set(planner.incomplete) == {"one", "two"} - {first[0].node}
@@ -148,7 +149,7 @@ class Fleet:
         uploads, downloads, asks = (chance.randint(1, 2) for _ in range(3))
         self.bounds = Bounds(uploads, downloads, asks, chance.randint(1, 4))
         self.planner = Planner(self.sizes, self.stocks, self.bounds)
-        self.has = {node: set(stock.held) for node, stock in self.stocks.items()}
+        self.has = {node: set(stock.complete) for node, stock in self.stocks.items()}
         self.flights: dict[tuple[str, str], str] = {}
         self.stopping: set[tuple[str, str]] = set()
         self.to_check: set[tuple[str, str]] = set()
@@ -234,7 +235,8 @@ class Fleet:
             self.shunned.add((node, parcel, source))
             if self.chance.random() < 0.5:
                 self.bad.add((source, parcel))
-            assert self.planner.wrong(node, parcel) == source
+            self.planner.failed(node, parcel)
+            self.planner.suspect(source, parcel)
             self.to_check.add((source, parcel))
             for other in [k for k, s in self.flights.items() if s == source and k[1] == parcel]:
                 self.stopping.add(other)
@@ -250,11 +252,7 @@ class Fleet:
             self.flights = {key: s for key, s in self.flights.items() if key[0] != node}
             self.stopping = {key for key in self.stopping if key[0] != node}
             self.stopping |= set(self.planner.away(node))
-        elif luck < 0.8 and node in self.away:
-            self.away.discard(node)
-            self.shunned = {flight for flight in self.shunned if flight[2] != node}
-            self.planner.back(node)
-        elif luck < 0.9:
+        elif luck < 0.75:
             self.full.add(node)
             self.planner.full(node)
         else:
@@ -299,6 +297,6 @@ def test_without_failures_the_hub_sends_once_what_nobody_has_and_nothing_else(
     fleet = Fleet(chance)
     fleet.finish()
     fleet.check_end()
-    held = {parcel for stock in fleet.stocks.values() for parcel in stock.held}
+    held = {parcel for stock in fleet.stocks.values() for parcel in stock.complete}
     assert all(count == 1 for count in fleet.hub_sent.values())
     assert not held & fleet.hub_sent.keys()

@@ -13,9 +13,9 @@ from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Kept, Plan, Receipt, RemoveTree
 from vlmcache.commands.fleet import removal, view
 from vlmcache.commands.fleet.calls import LOST, Beat, Call, Node, Reply
-from vlmcache.commands.fleet.measuring import compared
+from vlmcache.commands.fleet.measuring import compare_nodes
 from vlmcache.commands.fleet.on_node import Done, Planned
-from vlmcache.commands.fleet.requests import RemovalRequest, Stock
+from vlmcache.commands.fleet.requests import CacheOnNode, RemovalRequest
 from vlmcache.commands.fleet.status import merged, names_for_nodes
 from vlmcache.commands.fleet.values import (
     ClusterError,
@@ -46,8 +46,8 @@ NODES = tuple(Node(f"id{number}", f"gpu{number}", f"10.0.0.{number}") for number
 DEAD = Failure(LOST, "the node died", None, 1)
 
 
-def stock(*models: ModelOnNode, repos: tuple[ModelOnNode, ...] = ()) -> Stock:
-    return Stock("/hub", 5, 10, 3, models, repos)
+def stock(*models: ModelOnNode, repos: tuple[ModelOnNode, ...] = ()) -> CacheOnNode:
+    return CacheOnNode("/hub", 5, 10, 3, models, repos)
 
 
 def cached(repo: str, commit: str = "a" * 40) -> ModelOnNode:
@@ -182,8 +182,8 @@ def test_one_question_is_asked_about_the_plans_of_all_nodes() -> None:
         return True
 
     fleet = Answers(remover)
-    report = removal.remove(fleet, REQUEST, Progress(), confirm)
-    assert [(one.frees, one.ids) for one in asked] == [(20, ["gpu1", "gpu2"])]
+    report = removal.remove_from_nodes(fleet, REQUEST, Progress(), confirm)
+    assert [(report.frees, report.ids) for report in asked] == [(20, ["gpu1", "gpu2"])]
     assert [name for name, method in fleet.asked if method == "decide"] == ["gpu1", "gpu2"]
     # A cache that changed between plan and act is exit 10 for that node, and the rest is done.
     assert [node.error.exit_code if node.error else 0 for node in report.nodes] == [0, 10, 0]
@@ -207,7 +207,7 @@ def test_a_plan_says_what_stays_on_which_nodes_and_what_would_be_missing(
     def answer(node: Node, method: str, request: Any) -> msgspec.Struct | Failure:
         return Planned(False, done(rest if node.name == "gpu3" else used))
 
-    report = removal.remove(Answers(answer), REQUEST, Progress(), None)
+    report = removal.remove_from_nodes(Answers(answer), REQUEST, Progress(), None)
     assert [node.trash.kept for node in report.nodes] == [True] * 3
     view.show_removal(report)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
@@ -220,23 +220,23 @@ def test_a_plan_says_what_stays_on_which_nodes_and_what_would_be_missing(
 def test_a_no_removes_nothing_anywhere() -> None:
     fleet = Answers(remover)
     with pytest.raises(UnconfirmedError):
-        removal.remove(fleet, REQUEST, Progress(), lambda _: False)
+        removal.remove_from_nodes(fleet, REQUEST, Progress(), lambda _: False)
     assert "decide" not in {method for _, method in fleet.asked}
 
 
 def test_a_dry_run_decides_nothing() -> None:
     fleet = Answers(lambda node, method, request: Planned(False, done(planned(10))))
-    report = removal.remove(fleet, REQUEST, Progress(), None)
+    report = removal.remove_from_nodes(fleet, REQUEST, Progress(), None)
     assert (report.frees, report.freed, len(fleet.asked)) == (30, 0, 3)
 
 
 def test_a_model_that_no_node_has_is_an_unknown_model() -> None:
     with pytest.raises(UnknownModelError, match="of any node"):
-        removal.remove(Answers(lambda *_: ABSENT), REQUEST, Progress(), None)
+        removal.remove_from_nodes(Answers(lambda *_: ABSENT), REQUEST, Progress(), None)
 
 
 def test_if_all_nodes_fail_in_one_way_that_is_the_exit_code() -> None:
-    report = removal.remove(Answers(lambda *_: STALE), REQUEST, Progress(), None)
+    report = removal.remove_from_nodes(Answers(lambda *_: STALE), REQUEST, Progress(), None)
     assert report.problem is not None
     assert report.problem.exit_code == ExitCode.CHANGED
     assert error_of(Failure("new-code", "later", None, 9)).exit_code == ExitCode.SPACE
@@ -267,7 +267,7 @@ def test_damage_on_a_node_is_exit_4_and_a_node_that_was_not_checked_exit_3() -> 
             assert "vlmcache fleet pull org/a" in problem.hint
 
 
-def test_a_machine_outside_a_cluster_is_told_how_it_joins() -> None:
+def test_the_hint_on_a_machine_outside_a_cluster_says_how_it_joins() -> None:
     error = ClusterError.of("head:6379", "TimeoutError", "no answer in 60 s")
     assert error.hint is not None
     assert "--address ray://head:10001" in error.hint
@@ -277,7 +277,7 @@ def test_a_machine_outside_a_cluster_is_told_how_it_joins() -> None:
         assert "ray://" not in other.hint
 
 
-def test_who_has_no_token_or_another_one_is_told_what_to_set() -> None:
+def test_the_hint_for_a_missing_or_wrong_token_says_what_to_set() -> None:
     none = ClusterError.of("auto", "RuntimeError", "Ray couldn't find an authentication token.")
     refused = ClusterError.of("head:6379", "ConnectionError", "Failed to connect")
     assert none.hint is not None
@@ -293,12 +293,12 @@ def loads(name: str, seconds: float, most: float | None = None) -> NodeLoads:
 
 
 def test_the_node_that_loads_slower_than_chance_explains_is_named() -> None:
-    report = compared([loads("gpu1", 5.0, 6.0), loads("gpu2", 5.2), loads("gpu3", 12.0)])
+    report = compare_nodes([loads("gpu1", 5.0, 6.0), loads("gpu2", 5.2), loads("gpu3", 12.0)])
     assert report.slow == ("gpu3",)
     ratio = report.nodes[2].models[0].ratio
     assert ratio is not None
     assert 2.3 < ratio < 2.4
-    assert compared([loads("gpu1", 5.0), loads("gpu2", 6.0)]).slow == ()
-    assert compared([loads("gpu1", 5.0, 9.0), loads("gpu2", 8.0)]).slow == ()
-    alone = compared([loads("gpu1", 5.0)])
+    assert compare_nodes([loads("gpu1", 5.0), loads("gpu2", 6.0)]).slow == ()
+    assert compare_nodes([loads("gpu1", 5.0, 9.0), loads("gpu2", 8.0)]).slow == ()
+    alone = compare_nodes([loads("gpu1", 5.0)])
     assert (alone.slow, alone.nodes[0].models[0].ratio) == ((), None)

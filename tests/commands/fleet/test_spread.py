@@ -15,9 +15,11 @@ from tests.kit.served import Asking
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import hash_file
 from vlmcache.commands.fleet.calls import Node
-from vlmcache.commands.fleet.pull_values import FleetPull
+from vlmcache.commands.fleet.pull import pull_to_fleet
+from vlmcache.commands.fleet.pull_values import FleetPull, FleetPullOptions
 from vlmcache.commands.serve.sending import OpenContent
-from vlmcache.errors import PartlyError, SpaceError
+from vlmcache.errors import PartlyError, SpaceError, UnknownModelError
+from vlmcache.progress import Progress
 
 SIZE = 5 << 20
 WEIGHTS = "model.safetensors"
@@ -102,6 +104,16 @@ def test_what_is_complete_everywhere_is_not_fetched_again(
     assert len(hub.requests) == 1
 
 
+def test_a_name_that_means_no_model_is_an_error_before_the_nodes_are_joined(
+    fleet: LocalFleet,
+) -> None:
+    def join() -> LocalFleet:
+        raise AssertionError("joined")
+
+    with pytest.raises(UnknownModelError):
+        pull_to_fleet(fleet.driver, join, ("no such/model name",), FleetPullOptions(), Progress())
+
+
 def test_what_one_node_has_comes_from_there(hub: LoopbackHub, fleet: LocalFleet) -> None:
     pull(hub, fleet.caches["node3"])
     hub.clear_requests()
@@ -153,7 +165,7 @@ def test_an_interrupted_download_of_one_node_is_continued(
     assert all(is_complete(hub, cache) for cache in fleet.caches.values())
 
 
-def test_a_node_that_does_not_reach_the_hub_gets_all_from_others(
+def test_a_node_that_does_not_reach_the_hub_gets_everything_from_others(
     hub: LoopbackHub, fleet: LocalFleet
 ) -> None:
     for name in ("node1", "node2", "node3"):
@@ -381,3 +393,23 @@ def test_only_the_token_opens_what_a_node_serves_and_nothing_more_is_served(
     fleet.pull().check()
     assert statuses == [401, 401, 200, 404, 404]
     assert found[0][1] not in caplog.text
+
+
+def test_two_revisions_of_one_repo_both_reach_every_node(
+    hub: LoopbackHub, fleet: LocalFleet
+) -> None:
+    repo = hub._repos["model", REPO]
+    old = repo.commit(FILES, "old")
+    new = repo.commit({**FILES, "vocab.txt": b"other\n", WEIGHTS: small_weights(SIZE + 4096)})
+    report = fleet.pull(f"{REPO}@old", REPO).check()
+    assert [model.commit for model in report.models] == [old, new]
+    for node in report.nodes:
+        assert [model.state for model in node.models] == ["pulled", "pulled"]
+    for cache in fleet.caches.values():
+        snapshots = cache / layout.folder_of(REPO) / "snapshots"
+        for commit in (old, new):
+            assert {path.name for path in (snapshots / commit).iterdir()} == set(FILES)
+        assert (snapshots / new / WEIGHTS).stat().st_size > (
+            snapshots / old / WEIGHTS
+        ).stat().st_size
+    assert set(bodies(hub).values()) <= {1, 2}

@@ -15,7 +15,13 @@ from vlmcache.change.plan import Plan, Remove, RemoveTree
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.choose import choose
-from vlmcache.commands.status.steps import Advice, Evictable, PendingDownload, Planner, fetching
+from vlmcache.commands.status.steps import (
+    Advice,
+    CommandPlans,
+    Evictable,
+    PendingDownload,
+    fetching,
+)
 from vlmcache.commands.status.values import CacheSummary, Recommendation
 from vlmcache.config import CacheLocation, Config, Limits, Session, read_environment
 from vlmcache.units import parse_size
@@ -26,8 +32,8 @@ SESSION = Session(read_environment({}), CONFIG, LOCATION)
 
 
 @dataclass
-class Held:
-    """A repo of a cache that is but numbers: its bytes, its waste, and what it has to fetch."""
+class SketchedRepo:
+    """A repo of a cache that is only numbers: its bytes, its waste, and what it has to fetch."""
 
     name: str
     size: int
@@ -36,7 +42,7 @@ class Held:
     begun: int = 0
     """Bytes of downloads that only `--partials` removes."""
     need: int | None = None
-    """Bytes to fetch; -1 where nobody knows, `None` where nothing is missing."""
+    """Bytes to fetch; -1 if unknown, `None` if nothing is missing."""
     shut: bool = False
     running: bool = False
 
@@ -50,7 +56,7 @@ class Disk:
     comfortable: int
     max_size: int | None
     trusted: bool
-    repos: list[Held] = field(default_factory=list)
+    repos: list[SketchedRepo] = field(default_factory=list)
 
     @property
     def size(self) -> int:
@@ -63,27 +69,27 @@ class Disk:
         goal = 0 if budget is None else max(0, self.size - budget)
         goal = goal if options.free is None else max(goal, options.free - self.free)
         actions: list[Remove | RemoveTree] = [
-            Remove(f"/{one.name}/part", "partial", one.name, "left unfinished", one.waste, None)
-            for one in self.repos
-            if one.waste and one.name not in options.keep
+            Remove(f"/{repo.name}/part", "partial", repo.name, "left unfinished", repo.waste, None)
+            for repo in self.repos
+            if repo.waste and repo.name not in options.keep
         ]
         actions += (
-            Remove(f"/{one.name}/begun", "partial", one.name, "begun", one.begun, None)
-            for one in self.repos
-            if one.begun and options.partials and one.name not in options.keep
+            Remove(f"/{repo.name}/begun", "partial", repo.name, "begun", repo.begun, None)
+            for repo in self.repos
+            if repo.begun and options.partials and repo.name not in options.keep
         )
         frees = sum(action.frees for action in actions)
-        for one in self.repos:
+        for repo in self.repos:
             if frees >= goal:
                 break
-            if one.size and not one.pinned and one.name not in options.keep:
-                path = f"/{one.name}"
-                actions.append(RemoveTree(path, "repo", one.name, "unused", one.size, None))
-                frees += one.size
+            if repo.size and not repo.pinned and repo.name not in options.keep:
+                path = f"/{repo.name}"
+                actions.append(RemoveTree(path, "repo", repo.name, "unused", repo.size, None))
+                frees += repo.size
         return Plan(tuple(actions), frees=frees), max(0, goal - frees)
 
     def shortage(self, downloads: Sequence[PendingDownload]) -> Shortage | None:
-        need = sum(one.plan.needs for one in downloads)
+        need = sum(download.plan.needs for download in downloads)
         if need <= 0 or need + self.min_free <= self.free:
             return None
         return Shortage("/", need, self.free, self.min_free)
@@ -96,18 +102,18 @@ class Disk:
 
     def keepable(self, repos: Iterable[str]) -> tuple[str, ...]:
         wanted = set(repos)
-        return tuple(one.name for one in self.repos if one.name in wanted)
+        return tuple(repo.name for repo in self.repos if repo.name in wanted)
 
     def locked_folder(self, plan: Plan) -> str | None:
-        shut = {one.name for one in self.repos if one.shut}
-        repos = [one.repo for one in plan.actions if isinstance(one, Remove | RemoveTree)]
+        shut = {repo.name for repo in self.repos if repo.shut}
+        repos = [action.repo for action in plan.actions if isinstance(action, Remove | RemoveTree)]
         return next((f"/{name}" for name in repos if name in shut), None)
 
     def locked_for(self, download: PendingDownload) -> str | None:
         return next((f"/{o.name}" for o in self.repos if o.name == download.repo and o.shut), None)
 
     def is_running(self, download: PendingDownload) -> bool:
-        return any(one.running for one in self.repos if one.name == download.repo)
+        return any(repo.running for repo in self.repos if repo.name == download.repo)
 
     def is_read_only(self, folder: str) -> bool:
         return False
@@ -118,25 +124,27 @@ class Disk:
     def evictable(self, pending: Collection[str]) -> Sequence[Evictable]:
         return [
             Evictable(
-                one.name,
-                one.name,
-                one.size + one.waste + one.begun,
+                repo.name,
+                repo.name,
+                repo.size + repo.waste + repo.begun,
                 "last used 3 days ago",
                 recent=False,
-                locked=f"/{one.name}" if one.shut else None,
+                locked=f"/{repo.name}" if repo.shut else None,
             )
-            for one in self.repos
-            if one.size and not one.pinned and one.name not in pending
+            for repo in self.repos
+            if repo.size and not repo.pinned and repo.name not in pending
         ]
 
     def largest(self) -> str:
-        return ", ".join(one.name for one in self.repos[:3])
+        return ", ".join(repo.name for repo in self.repos[:3])
 
     def downloads(self) -> list[PendingDownload]:
         return [
-            PendingDownload(one.name, one.name, fetching(one.name, abs(one.need)), one.need >= 0)
-            for one in self.repos
-            if one.need is not None
+            PendingDownload(
+                repo.name, repo.name, fetching(repo.name, abs(repo.need)), repo.need >= 0
+            )
+            for repo in self.repos
+            if repo.need is not None
         ]
 
     def steps(self) -> list[Recommendation]:
@@ -155,13 +163,13 @@ class Disk:
             max_size=self.max_size,
             by_class=ByClass(),
         )
-        planner = cast("Planner", self)
+        planner = cast("CommandPlans", self)
         return choose(Advice(SESSION), planner, room, self.downloads())
 
     # What the commands do.
 
     def run(self, command: str) -> None:
-        """Carry a recommended command out; nothing of it may fail or take what a pull needs."""
+        """Carry a recommended command out; no step may fail or remove what a pull needs."""
         program, name, *words = shlex.split(command)
         assert program == "vlmcache"
         assert words[-2:] == ["--cache-dir", LOCATION.dir]
@@ -189,7 +197,7 @@ class Disk:
         assert self.locked_folder(plan) is None
         for action in plan.actions:
             assert isinstance(action, Remove | RemoveTree)
-            (repo,) = [one for one in self.repos if one.name == action.repo]
+            (repo,) = [repo for repo in self.repos if repo.name == action.repo]
             assert repo.need is None, "what a pull would use is removed"
             if action.kind == "repo":
                 repo.size = 0
@@ -200,7 +208,7 @@ class Disk:
             self.free += action.frees
 
     def run_rm(self, words: list[str]) -> None:
-        (repo,) = [one for one in self.repos if one.name == words[0]]
+        (repo,) = [repo for repo in self.repos if repo.name == words[0]]
         assert repo.size, "rm ends with 7"
         assert not repo.pinned
         assert not repo.shut
@@ -209,7 +217,7 @@ class Disk:
 
     def run_pull(self, words: list[str]) -> None:
         names = [word for word in words if word != "--make-room"]
-        pulled = [one for one in self.downloads() if one.name in names]
+        pulled = [download for download in self.downloads() if download.name in names]
         assert len(pulled) == len(names)
         short = self.shortage(pulled)
         if short is not None and "--make-room" in words:
@@ -219,11 +227,11 @@ class Disk:
             self.remove(plan)
             short = self.shortage(pulled)
         assert short is None, "pull ends with 9"
-        assert not any(one.shut or one.running for one in self.repos if one.name in names)
-        for one in self.repos:
-            if one.name in names:
-                self.free -= max(0, one.need or 0)
-                one.size, one.need, one.pinned = one.size + max(0, one.need or 0), None, True
+        assert not any(repo.shut or repo.running for repo in self.repos if repo.name in names)
+        for repo in self.repos:
+            if repo.name in names:
+                self.free -= max(0, repo.need or 0)
+                repo.size, repo.need, repo.pinned = repo.size + max(0, repo.need or 0), None, True
 
 
 def words_of(step: Recommendation) -> list[str]:
@@ -232,8 +240,8 @@ def words_of(step: Recommendation) -> list[str]:
 
 
 numbers = st.integers(0, 60)
-held = st.builds(
-    Held,
+sketched_repos = st.builds(
+    SketchedRepo,
     st.just(""),
     size=numbers,
     waste=st.sampled_from([0, 0, 5, 30]),
@@ -248,7 +256,7 @@ held = st.builds(
 @st.composite
 def disks(draw: st.DrawFn) -> Disk:
     """Draw a disk whose cache may be too large, too full, unfinished or not this user's."""
-    repos = draw(st.lists(held, max_size=6))
+    repos = draw(st.lists(sketched_repos, max_size=6))
     for number, repo in enumerate(repos):
         repo.name = f"org/model-{number}"
         # Configured models are what is pulled, and they are pinned.
@@ -269,7 +277,7 @@ def test_every_recommended_command_succeeds_alone_and_after_those_above_it(disk:
     steps = disk.steps()
     for step in steps:
         if step.command is not None:
-            replace(disk, repos=[replace(one) for one in disk.repos]).run(step.command)
+            replace(disk, repos=[replace(repo) for repo in disk.repos]).run(step.command)
     for step in steps:
         if step.command is not None:
             disk.run(step.command)
@@ -282,16 +290,18 @@ def test_a_full_disk_is_never_passed_over_in_silence(disk: Disk) -> None:
 
 
 @given(disks())
-def test_a_download_that_there_is_room_for_is_recommended_or_said_to_run(disk: Disk) -> None:
+def test_a_download_that_there_is_room_for_is_recommended_or_reported_as_running(
+    disk: Disk,
+) -> None:
     commands = [step.command or "" for step in disk.steps()]
-    pulled = {word for one in commands if " pull " in one for word in shlex.split(one)}
+    pulled = {word for command in commands if " pull " in command for word in shlex.split(command)}
     open_to_us = [
-        one for one in disk.repos if one.need is not None and not one.shut and not one.running
+        repo for repo in disk.repos if repo.need is not None and not repo.shut and not repo.running
     ]
     if disk.shortage(disk.downloads()) is None:
-        assert {one.name for one in open_to_us} <= pulled
-    running = any(one.running and one.need is not None for one in disk.repos)
-    assert any(" watch " in one for one in commands) == running
+        assert {repo.name for repo in open_to_us} <= pulled
+    running = any(repo.running and repo.need is not None for repo in disk.repos)
+    assert any(" watch " in command for command in commands) == running
 
 
 @given(disks())
@@ -313,17 +323,17 @@ def test_a_download_of_unknown_size_is_never_joined_with_others_nor_recommended_
     disk: Disk,
 ) -> None:
     downloads = disk.downloads()
-    unknown = {one.name for one in downloads if not one.known}
-    others = {one.name for one in downloads} - unknown
+    unknown = {download.name for download in downloads if not download.known}
+    others = {download.name for download in downloads} - unknown
     pulls = [words_of(step)[2:] for step in disk.steps() if " pull " in (step.command or "")]
     assert not any(unknown & set(words) and others & set(words) for words in pulls)
-    if disk.shortage([one for one in downloads if disk.can_fetch(one)]) is not None:
+    if disk.shortage([download for download in downloads if disk.can_fetch(download)]) is not None:
         assert not any(unknown & set(words) for words in pulls)
 
 
 def test_what_can_be_cleaned_is_recommended_with_what_another_user_holds_kept() -> None:
-    mine = Held("org/mine", 10, waste=5, pinned=True)
-    theirs = Held("org/theirs", 10, waste=5, pinned=True, shut=True)
+    mine = SketchedRepo("org/mine", 10, waste=5, pinned=True)
+    theirs = SketchedRepo("org/theirs", 10, waste=5, pinned=True, shut=True)
     disk = Disk(100, 0, 0, None, trusted=True, repos=[mine, theirs])
     steps = disk.steps()
     assert [words_of(step)[1:4] for step in steps if step.command] == [
@@ -333,7 +343,7 @@ def test_what_can_be_cleaned_is_recommended_with_what_another_user_holds_kept() 
 
 
 def test_a_cache_over_its_limit_by_another_users_models_says_whose_they_are() -> None:
-    theirs = Held("org/theirs", 10, waste=0, pinned=False, shut=True)
+    theirs = SketchedRepo("org/theirs", 10, waste=0, pinned=False, shut=True)
     steps = Disk(100, 0, 0, 5, trusted=True, repos=[theirs]).steps()
     assert all(step.command is None for step in steps)
     assert "belongs to another user: org/theirs" in steps[0].text

@@ -287,8 +287,8 @@ def test_a_cache_that_this_user_cannot_change_gets_no_command_that_would_fail(
             out = as_other_user(command, environment=variables, folder=folder).stdout
     steps = json.loads(out)["recommendations"]
     assert [step["command"] for step in steps] == [None] * len(steps)
-    told = "mounted read-only" if way == "read-only" else "run vlmcache as its owner"
-    assert any(told in step["text"] for step in steps)
+    expected = "mounted read-only" if way == "read-only" else "run vlmcache as its owner"
+    assert any(expected in step["text"] for step in steps)
 
 
 class Counter:
@@ -368,8 +368,8 @@ def test_a_limit_of_a_working_folder_never_leads_to_advice_to_remove(
         if limit != "min_free"
         else f"models: {{wanted: {{repo: org/wanted}}}}\nvlmcache: {{min_free: {HUGE}}}\n"
     )
-    found = run_here("status", "--json", "--cache-dir", str(place.root))
-    steps = found.document["recommendations"]
+    done = run_here("status", "--json", "--cache-dir", str(place.root))
+    steps = done.document["recommendations"]
     commands = [step["command"] for step in steps if step["command"] is not None]
     assert all(command.startswith("vlmcache pull wanted ") for command in commands)
     assert any("nothing is removed for that" in step["text"] for step in steps)
@@ -430,5 +430,5 @@ def test_a_damaged_dataset_is_fetched_again_like_a_model(
     data.blob("data.csv").unlink()
     options = ["--cache-dir", str(place.root), *configured(tmp_path, "")]
     steps = run_here("status", "wanted", "--json", *options).document["recommendations"]
-    (step,) = [one for one in steps if "org/data" in one["text"]]
+    (step,) = [step for step in steps if "org/data" in step["text"]]
     assert step["command"].startswith("vlmcache pull datasets/org/data ")

@@ -20,7 +20,7 @@ TWO = "models:\n  good: {repo: org/good}\n  bad: {repo: org/bad, precision: int8
 
 @pytest.fixture
 def filled(cache: CacheBuilder, vlmcache: Vlmcache) -> CacheBuilder:
-    """A configuration of two models, of which one is whole and one misses its weights."""
+    """A configuration of two models, one complete and one without its weights."""
     vlmcache.config(TWO)
     cache.repo("org/good").revision(model_files())
     files = model_files()
@@ -77,7 +77,7 @@ def test_check_ends_with_4_unless_every_model_asked_for_is_cached(
     assert len(document["models"]) == 2
 
 
-def test_quiet_prints_one_id_a_line(filled: CacheBuilder, vlmcache: Vlmcache) -> None:
+def test_quiet_prints_one_id_per_line(filled: CacheBuilder, vlmcache: Vlmcache) -> None:
     assert vlmcache("status", "-q").out == "org/good\norg/bad\n"
     assert vlmcache("status", "-q", "--filter", "state=cached").out == "org/good\n"
     assert vlmcache("status", "-q", "--all").out == "org/good\norg/bad\ndatasets/org/other\n"
@@ -94,7 +94,7 @@ def test_a_pipe_gets_no_escape_codes_and_no_folded_lines(
     assert "vlmcache pull bad" in done.out
 
 
-def test_a_terminal_gets_colour_and_only_a_path_is_longer_than_a_line(
+def test_a_terminal_gets_color_and_only_a_path_is_longer_than_a_line(
     filled: CacheBuilder, vlmcache: Vlmcache
 ) -> None:
     import re
@@ -108,7 +108,7 @@ def test_a_terminal_gets_colour_and_only_a_path_is_longer_than_a_line(
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_no_colour_means_no_escape_codes_at_all(
+def test_no_color_means_no_escape_codes_at_all(
     filled: CacheBuilder, vlmcache: Vlmcache, variables: dict[str, str]
 ) -> None:
     assert "\x1b" not in vlmcache.on_terminal("status", "--all", **variables)
@@ -129,7 +129,9 @@ def test_names_from_the_disk_cannot_command_the_terminal(
     assert vlmcache("status", "--json").document["repos"]
 
 
-def test_an_absent_cache_is_no_error_and_is_not_made(vlmcache: Vlmcache, tmp_path: Path) -> None:
+def test_an_absent_cache_is_not_an_error_and_is_not_created(
+    vlmcache: Vlmcache, tmp_path: Path
+) -> None:
     done = vlmcache("status", "--cache-dir", str(tmp_path / "absent"))
     assert done.code == 0
     assert "does not exist yet" in done.out
@@ -137,7 +139,7 @@ def test_an_absent_cache_is_no_error_and_is_not_made(vlmcache: Vlmcache, tmp_pat
     assert not (tmp_path / "absent").exists()
 
 
-def test_an_empty_cache_is_no_error(vlmcache: Vlmcache, tmp_path: Path) -> None:
+def test_an_empty_cache_is_not_an_error(vlmcache: Vlmcache, tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     document = vlmcache("status", "--json").document
     assert document["cache"]["exists"]
@@ -156,7 +158,7 @@ def test_a_read_only_cache_and_home_are_no_obstacle(vlmcache: Vlmcache) -> None:
     assert done.code == 0, done.err
 
 
-def test_status_changes_nothing_and_asks_no_network(
+def test_status_changes_nothing_and_uses_no_network(
     filled: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path
 ) -> None:
     before = fingerprint(filled.root)
@@ -182,7 +184,7 @@ def test_status_changes_nothing_and_asks_no_network(
         (["status", "qwen_vl_2b@.."], 2, "is not a branch, tag or commit"),
         (["status", "--config", "no.yaml"], 2, "no.yaml: no such file"),
         (["status", "--cache-dir", "config.yaml"], 2, "the cache path is not a folder"),
-        (["status", "--filter", "size~1"], 2, "--filter 'size~1' has no such form"),
+        (["status", "--filter", "size~1"], 2, "--filter 'size~1' is not a filter"),
         (["status", "--filter", "size>big"], 2, "not a size: 'big'"),
         (["status", "--sort", "colour"], 2, "--sort 'colour' is not one of"),
         (["status", "--nonsense"], 2, "--nonsense"),
@@ -281,8 +283,8 @@ def test_completion_offers_the_keys_of_the_configuration(
 
 def heavy_modules(program: str) -> Any:
     names = "'torch', 'transformers', 'huggingface_hub', 'pydantic', 'rich', 'psutil', 'yaml'"
-    found = f"[name for name in ({names}) if name in sys.modules]"
-    code = f"import sys, json\n{program}\nprint(json.dumps({found}))"
+    imported = f"[name for name in ({names}) if name in sys.modules]"
+    code = f"import sys, json\n{program}\nprint(json.dumps({imported}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 

@@ -13,7 +13,7 @@ from tests.kit.caches import CacheBuilder, model_files
 from tests.kit.commands import Vlmcache
 from vlmcache.cache.state import ByClass, Finding
 from vlmcache.commands.status import view
-from vlmcache.commands.status.filters import Listing
+from vlmcache.commands.status.filters import TableOptions
 from vlmcache.commands.status.values import (
     CacheSummary,
     ModelStatus,
@@ -62,7 +62,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
         stream = io.StringIO()
         out = _Console(file=stream, width=width, force_terminal=True, color_system=None)
         monkeypatch.setattr(view, "console", lambda: out)
-        view.show(value, listing=Listing(**listing), verbose=verbose)
+        view.show(value, listing=TableOptions(**listing), verbose=verbose)
         return stream.getvalue().splitlines()
 
     return show

@@ -55,8 +55,8 @@ def pulled(hub: LoopbackHub, session: Session, name: str, *, dry_run: bool = Fal
     return pull(hub, Path(session.cache.dir), name, dry_run=dry_run)
 
 
-def next_steps(found: Status) -> list[str]:
-    return [step.text for step in found.recommendations]
+def next_steps(report: Status) -> list[str]:
+    return [step.text for step in report.recommendations]
 
 
 def test_a_base_that_is_missing_is_part_of_what_is_left_to_fetch(
@@ -67,15 +67,15 @@ def test_a_base_that_is_missing_is_part_of_what_is_left_to_fetch(
     (weights,) = base.glob("snapshots/*/model.safetensors")
     weights.resolve().unlink()
     weights.unlink()
-    found = status(session, ["org/adapter"])
-    (model,) = found.models
+    report = status(session, ["org/adapter"])
+    (model,) = report.models
     planned = pulled(hub, session, "org/adapter", dry_run=True)
     assert (model.state, model.to_fetch) == ("partial", 3000)
     assert model.progress is not None
     assert 0 < model.progress < 1
     assert planned.plan.to_fetch == 3000
-    assert next_steps(found) == ["1 model to download, 3 kB"]
-    (watched,) = (one for one in next(watch(session)).snapshot.models if one.repo == model.repo)
+    assert next_steps(report) == ["1 model to download, 3 kB"]
+    (watched,) = (row for row in next(watch(session)).snapshot.models if row.repo == model.repo)
     assert (watched.to_fetch, watched.progress) == (model.to_fetch, model.progress)
 
 
@@ -84,10 +84,10 @@ def test_of_a_base_of_which_nothing_is_known_the_size_is_unknown(
 ) -> None:
     pulled(hub, session, "org/adapter")
     shutil.rmtree(Path(session.cache.dir, "models--org--base"))
-    found = status(session, ["org/adapter"])
-    (model,) = found.models
+    report = status(session, ["org/adapter"])
+    (model,) = report.models
     assert (model.state, model.to_fetch, model.progress) == ("partial", None, None)
-    assert next_steps(found)[-1] == "1 model to download, size unknown"
+    assert next_steps(report)[-1] == "1 model to download, size unknown"
 
 
 def test_what_check_advises_is_about_what_was_asked_for(hub: LoopbackHub, session: Session) -> None:
@@ -136,7 +136,7 @@ def test_the_precision_of_what_is_not_known_is_a_dash(
         assert "bf16" not in row
 
 
-def test_the_heading_of_a_warning_is_not_cut(
+def test_the_heading_of_a_warning_is_not_shortened(
     hub: LoopbackHub, session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pulled(hub, session, "org/adapter")

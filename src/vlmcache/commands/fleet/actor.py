@@ -1,7 +1,7 @@
 """What runs on a node: an actor that calls methods of the node's own `Cache`.
 
-Requests and answers are JSON. No class of ours is pickled, so that nodes with other versions of
-vlmcache answer `hello` too, and can be named.
+Requests and answers are JSON. No class of ours is pickled, so that a node with another version of
+vlmcache still answers `hello`, and can be named.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ import msgspec
 from vlmcache import log
 from vlmcache.change.plan import Failure
 from vlmcache.commands.fleet.calls import Beat
-from vlmcache.commands.fleet.wire import encoded
+from vlmcache.commands.fleet.wire import as_json
 from vlmcache.errors import VlmcacheError, reason_of
 from vlmcache.progress import StopToken, Tally
 from vlmcache.show.text import printable
 
 METHODS = {
     "hello": "vlmcache.commands.fleet.actor.hello",
-    "pull-known": "vlmcache.commands.fleet.pull_on_node.known",
+    "pull-known": "vlmcache.commands.fleet.pull_on_node.known_models",
     "pull-survey": "vlmcache.commands.fleet.pull_on_node.survey",
     "pull-open": "vlmcache.commands.fleet.pull_on_node.open_node",
-    "pull-fetch": "vlmcache.commands.fleet.pull_on_node.fetch",
-    "pull-cancel": "vlmcache.commands.fleet.pull_on_node.cancel",
-    "pull-check": "vlmcache.commands.fleet.pull_on_node.check",
+    "pull-fetch": "vlmcache.commands.fleet.pull_on_node.fetch_parcel",
+    "pull-cancel": "vlmcache.commands.fleet.pull_on_node.cancel_parcel",
+    "pull-check": "vlmcache.commands.fleet.pull_on_node.check_parcel",
     "pull-news": "vlmcache.commands.fleet.pull_on_node.news",
     "pull-finish": "vlmcache.commands.fleet.pull_on_node.finish",
-    "status": "vlmcache.commands.fleet.on_node.status",
-    "plan-removal": "vlmcache.commands.fleet.on_node.plan_removal",
-    "decide": "vlmcache.commands.fleet.on_node.decide",
-    "verify": "vlmcache.commands.fleet.on_node.verify",
-    "load-test": "vlmcache.commands.fleet.on_node.load_test",
+    "status": "vlmcache.commands.fleet.on_node.report_status",
+    "plan-removal": "vlmcache.commands.fleet.on_node.propose_removal",
+    "decide": "vlmcache.commands.fleet.on_node.settle_removal",
+    "verify": "vlmcache.commands.fleet.on_node.report_verification",
+    "load-test": "vlmcache.commands.fleet.on_node.report_loads",
 }
 """Method -> the function that does it: `(worker, request as JSON) -> Struct`."""
 
 _PACKAGE: Any = importlib.import_module("vlmcache")
-"""The package as any program uses it that runs on a node: rooms import one way."""
+"""The package, as any program uses it: by its name, since rooms import one way."""
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -55,7 +55,7 @@ class Setup(msgspec.Struct, frozen=True):
     config: str | None = None
     """The config.yaml; the first one found on the node if not given."""
     verbosity: int = 0
-    """How much it logs, in the logs that Ray keeps of it."""
+    """How much it writes to the logs that Ray keeps of it."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -69,7 +69,7 @@ class Hello(msgspec.Struct, frozen=True):
     cache_dir: str = ""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class MethodAnswer(msgspec.Struct, frozen=True):
     """What a method returns, or why it failed."""
 
     value: msgspec.Raw = msgspec.Raw(b"null")
@@ -107,17 +107,17 @@ class Worker:
             return self._cache
 
     def call(self, method: str, request: bytes) -> bytes:
-        """Do something, and return an `Answer` as JSON; nothing is raised."""
+        """Run a method, and return a `MethodAnswer` as JSON; nothing is raised."""
         try:
             module, _, name = METHODS[method].rpartition(".")
             function = getattr(importlib.import_module(module), name)
-            return msgspec.json.encode(Answer(msgspec.Raw(encoded(function(self, request)))))
+            return msgspec.json.encode(MethodAnswer(msgspec.Raw(as_json(function(self, request)))))
         except VlmcacheError as error:
-            return msgspec.json.encode(Answer(failure=Failure.of(error)))
+            return msgspec.json.encode(MethodAnswer(failure=Failure.of(error)))
         except Exception as error:
             log.debug("fleet", "%s failed: %s", method, error)
             failure = Failure("failed", f"{type(error).__name__}: {reason_of(error)}", None, 1)
-            return msgspec.json.encode(Answer(failure=failure))
+            return msgspec.json.encode(MethodAnswer(failure=failure))
 
     def beat(self) -> bytes:
         """Return a `Beat` as JSON."""
@@ -161,7 +161,7 @@ class CountingTally(Tally):
 
 
 def own_versions() -> Hello:
-    """Return what this process says of itself; it has no cache."""
+    """Return what this process says of itself, without a cache."""
     ray = sys.modules.get("ray")
     return Hello(
         _PACKAGE.__version__,

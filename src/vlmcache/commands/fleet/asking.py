@@ -1,51 +1,52 @@
-"""Asking all nodes for the same, and showing meanwhile who is waited for."""
+"""All nodes are asked for the same thing, and the progress shows who is waited for."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple
 
 import msgspec
 
-from vlmcache.change.plan import Failure
 from vlmcache.commands.fleet.calls import SILENT, Fleet, Node, Reply
-from vlmcache.commands.fleet.on_node import Done
-from vlmcache.commands.fleet.values import some
 from vlmcache.progress import Progress
-from vlmcache.report import Report
-
-_R = TypeVar("_R", bound=Report)
+from vlmcache.units import first_of
 
 _WAIT, _AGAIN = 5.0, 60.0
-"""Seconds after which it is said who is waited for, and said again: then after twice as many each
+"""Seconds after which a note says who is waited for, and says it again: after twice as many each
 time."""
 
 
+class Work(NamedTuple):
+    """What nodes are asked to do."""
+
+    method: str
+    """A key of `actor.METHODS`."""
+    done: str = ""
+    """What is done to the bytes that are counted, such as `verified`; empty if none are."""
+    silent: float = SILENT
+    """Seconds without progress after which a node is given up."""
+
+
 def ask_all(
-    fleet: Fleet,
-    method: str,
-    requests: Mapping[str, msgspec.Struct],
-    progress: Progress,
-    *,
-    done: str = "",
-    silent: float = SILENT,
+    fleet: Fleet, work: Work, requests: Mapping[str, msgspec.Struct], progress: Progress
 ) -> dict[str, Reply]:
-    """Return the answers of nodes by their ids.
+    """Return the answers of nodes, by the nodes' ids.
 
     Args:
         fleet: the nodes.
-        method: what they do.
+        work: what they do.
         requests: id of a node -> what it needs to know; others are not asked.
         progress: shows how far each is, and who is waited for.
-        done: what can be said of the bytes that are done; empty if none are counted.
-        silent: seconds after which a node is given up whose work does not get on.
     """
     nodes = {node.id: node for node in fleet.nodes if node.id in requests}
-    calls = [fleet.call(node, method, requests[node.id], silent=silent) for node in nodes.values()]
+    calls = [
+        fleet.call(node, work.method, requests[key], silent=work.silent)
+        for key, node in nodes.items()
+    ]
     waiting = {call.number for call in calls}
     replies: dict[str, Reply] = {}
-    shown = _Shown(progress, done)
+    shown = _Shown(progress, work.done)
     next_note, again = time.monotonic() + _WAIT, _AGAIN
     try:
         while waiting:
@@ -57,7 +58,7 @@ def ask_all(
             shown.update(fleet, [node for key, node in nodes.items() if key not in replies])
             if waiting and not shown.begun and time.monotonic() >= next_note:
                 names = [_doing(fleet, node) for key, node in nodes.items() if key not in replies]
-                progress.note(f"waiting for {some(names)}")
+                progress.note(f"waiting for {first_of(names)}")
                 next_note, again = time.monotonic() + again, 2 * again
     finally:
         shown.close()
@@ -65,13 +66,13 @@ def ask_all(
 
 
 def _doing(fleet: Fleet, node: Node) -> str:
-    """Return a node's name, with what it does now if it has said so."""
+    """Return a node's name, with what it does now if that is known."""
     beat = fleet.beats.get(node.id)
     return f"{node.name} ({beat.text})" if beat is not None and beat.text else node.name
 
 
 class _Shown:
-    """Progress with a line for each node, which stands where a model does."""
+    """Progress with a line for each node, where a pull has one for each model."""
 
     def __init__(self, progress: Progress, done: str) -> None:
         self._progress = progress
@@ -96,20 +97,12 @@ class _Shown:
             self._progress.moved(node.name, node.name, beat.done)
 
     def end(self, node: Node) -> None:
-        """A node has answered."""
+        """Show that a node has answered."""
         if node.id in self._totals:
             self._progress.moved(node.name, node.name, self._totals[node.id])
             self._progress.ended(node.name)
 
     def close(self) -> None:
-        """Show nothing any longer."""
+        """End the progress."""
         if self.begun:
             self._progress.finished()
-
-
-def report_of(reply: Reply, kind: type[_R]) -> tuple[_R | None, Failure | None, int | None]:
-    """Return what a node did, why that is not all, and how much room is free there."""
-    if reply.failure is not None:
-        return None, reply.failure, None
-    done = reply.value(Done)
-    return msgspec.json.decode(done.report, type=kind | None), done.failure, done.free

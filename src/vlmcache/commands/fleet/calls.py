@@ -1,22 +1,22 @@
-"""Calls to nodes: what the verbs of `fleet` need of a cluster, whatever it runs on (pure).
+"""Calls to nodes: what the verbs of `fleet` need from a cluster, whatever it runs on (pure).
 
 How a verb works with a cluster:
 
-- `with joined(address, Joining(...)) as fleet:` (`cluster.joined`) joins a running cluster, chooses
-  nodes and lets one actor start on each. `fleet.nodes` are those that were chosen.
+- `with cluster.starting(address, setup) as starting:` lets Ray join a running cluster, and
+  `fleet = starting.join(wanted)` chooses nodes and starts an actor on each. `fleet.nodes` are those
+  that were chosen. The end of the block ends the actors.
 - `fleet.call(node, "status", request)` lets a node do something, and returns a `Call` at once.
   The request is a Struct of ours; it crosses as JSON, never pickled, and so does the answer.
-- `fleet.arrived(timeout)` returns what has been answered since: at least one `Reply` if there is
-  one within that time. A node that dies, hangs or cannot be reached answers too, with an error of
-  code `node-lost`; so each call is answered once, and nobody waits for ever. `fleet.lost` holds
-  the ids of such nodes, and calls to them are answered with the same error at once.
-- `fleet.beats[node.id]` is what the node has last said of how far its work is. Nodes with calls
-  that are not answered are asked every two seconds.
-- What a method does on a node is a function of `actor.METHODS`: `(worker, request) -> Struct`.
-  Several may run at a time on one node, in threads of their own. `worker.cache` is the node's
-  `Cache`, `worker.progress` counts its work for beats, `worker.stop_token` is stopped when the
-  driver wants the node's work to end (`fleet.stop()`).
-- What ends the `with` block ends the actors.
+- `fleet.arrived(timeout)` returns the answers that came since: at least one `Reply` if one comes
+  within that time. A node that dies, hangs or cannot be reached answers too, with an error of code
+  `node-lost`: each call is answered once, and nobody waits forever. `fleet.lost` holds the ids of
+  such nodes; calls to them are answered with the same error at once.
+- `fleet.beats[node.id]` is how far the node last said its work is. Nodes with open calls are asked
+  every two seconds.
+- A method is a function of `actor.METHODS`: `(worker, request) -> Struct`. Several may run at a
+  time on one node, in threads of their own. `worker.cache` is the node's `Cache`,
+  `worker.progress` counts its work for beats, and `worker.stop_token` is stopped if the driver
+  wants the node's work to end (`fleet.stop()`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vlmcache.change.plan import Failure
 LOST = "node-lost"
 """The code of the failure of a node that died, hangs or cannot be reached."""
 SILENT = 300.0
-"""Seconds after which a call whose work does not get on is given up, if nobody says otherwise."""
+"""Seconds without progress after which a call is given up, unless it says otherwise."""
 
 _T = TypeVar("_T")
 
@@ -52,7 +52,7 @@ class Beat(msgspec.Struct, frozen=True):
     """How far the work on a node is."""
 
     count: int = 0
-    """Grows whenever the work gets on."""
+    """Grows whenever the work makes progress."""
     done: int = 0
     """Bytes."""
     total: int = 0
@@ -94,7 +94,7 @@ class Fleet(Protocol):
 
     @property
     def lost(self) -> Mapping[str, str]:
-        """Id -> in words, why a node answers no longer."""
+        """Id -> why a node no longer answers, in words."""
 
     @property
     def beats(self) -> Mapping[str, Beat]:
@@ -109,14 +109,14 @@ class Fleet(Protocol):
             node: one of `nodes`.
             method: a key of `actor.METHODS`.
             request: what it needs to know.
-            silent: seconds after which it is given up if its work does not get on.
+            silent: seconds without progress after which it is given up.
         """
 
     def arrived(self, timeout: float) -> list[Reply]:
         """Return the answers that came since, waiting for one if there is none.
 
         Args:
-            timeout: seconds to wait for at most; 0 only looks.
+            timeout: seconds to wait at most; 0 does not wait.
         """
 
     def stop(self) -> None:

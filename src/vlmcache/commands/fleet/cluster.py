@@ -1,7 +1,7 @@
 """A Ray cluster that was joined: nodes, an actor on each, calls to them.
 
-`joined(address, setup, wanted)` is the way in; what it yields is described in `calls`. Ray itself
-runs in a process of its own, see `driver`.
+`starting(address, setup)` is the way in; what `Cluster.join` returns is described in `calls`. Ray
+itself runs in a process of its own, see `driver`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import msgspec
 from vlmcache import log
 from vlmcache.change.plan import Failure
 from vlmcache.commands.fleet import wire
-from vlmcache.commands.fleet.actor import Answer, Hello, Setup, own_versions
+from vlmcache.commands.fleet.actor import Hello, MethodAnswer, Setup, own_versions
 from vlmcache.commands.fleet.calls import LOST, SILENT, Beat, Call, Node, Reply
-from vlmcache.commands.fleet.nodes import check_versions, named_nodes, select
+from vlmcache.commands.fleet.nodes import named_nodes, require_same_versions, select_nodes
 from vlmcache.commands.fleet.values import ClusterError
 from vlmcache.errors import ExitCode, MissingPackageError, UsageError, reason_of
 from vlmcache.installing import install_extra
@@ -44,35 +44,31 @@ _PATHS = ("RAY_AUTH_TOKEN_PATH", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "R
 
 
 @contextlib.contextmanager
-def joined(
-    address: str | None,
-    setup: Setup,
-    wanted: Sequence[str] = (),
-    *,
-    verbose: bool = False,
+def starting(
+    address: str | None, setup: Setup, *, sees_gpus: bool = False, verbose: bool = False
 ) -> Iterator[Cluster]:
-    """Join a running cluster and let an actor start on each node that is wanted.
+    """Let Ray's process join a running cluster, and end it with the block.
+
+    That takes seconds: `Cluster.join` waits for it, once what needs no node is done.
 
     Args:
         address: `auto`, `HOST:PORT` or `ray://HOST:PORT`; RAY_ADDRESS, else `auto`, if not given.
         setup: how the actors work.
-        wanted: what `--nodes` names; all nodes if it names none.
+        sees_gpus: whether actors see the GPUs, of which they reserve none.
         verbose: whether Ray may say what it does, in the log.
 
     Raises:
         MissingPackageError: Ray is not installed.
-        ClusterError: the cluster cannot be joined.
-        UsageError: a node that is wanted does not exist.
-        VersionsError: nodes have other versions.
+        ClusterError: nobody listens at the address.
+        UsageError: it is not an address.
     """
     if not _has_ray():
         raise MissingPackageError("fleet needs Ray, which is not installed", install_extra("fleet"))
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
     _reach(address)
-    cluster = Cluster(wire.Join(address, msgspec.json.encode(setup).decode(), verbose))
+    work = msgspec.json.encode(setup).decode()
+    cluster = Cluster(wire.Join(address, work, sees_gpus=sees_gpus, verbose=verbose))
     try:
-        cluster.join()
-        cluster.start(select(cluster.known, wanted))
         yield cluster
     finally:
         cluster.close()
@@ -117,8 +113,6 @@ class Cluster:
     """
 
     def __init__(self, join: wire.Join) -> None:
-        self.known: tuple[Node, ...] = ()
-        """All nodes that are alive."""
         self.nodes: tuple[Node, ...] = ()
         self.lost: dict[str, str] = {}
         self.beats: dict[str, Beat] = {}
@@ -149,42 +143,48 @@ class Cluster:
             raise ClusterError(f"no process for Ray: {reason_of(error)}") from error
         for listen, stream in ((self._listen, self._child.stdout), (self._log, self._child.stderr)):
             threading.Thread(target=listen, args=(stream,), daemon=True).start()
+        self._send(join)
 
-    def join(self) -> None:
-        """Join.
+    def join(self, wanted: Sequence[str] = ()) -> Cluster:
+        """Return the cluster once it is joined, and an actor has answered on each node or is lost.
+
+        Args:
+            wanted: what `--nodes` names; all nodes if it names none.
 
         Raises:
-            ClusterError: that did not succeed.
+            ClusterError: the cluster cannot be joined.
+            UsageError: a node that is wanted does not exist.
+            VersionsError: nodes have other versions.
         """
-        self._send(self._join)
+        nodes = select_nodes(self._known_nodes(), wanted)
+        self.nodes = nodes
+        self._send(wire.Start(tuple(node.id for node in nodes)))
+        calls = [self.call(node, "hello") for node in nodes]
+        hellos: dict[str, Hello] = {}
+        for reply in self._until(calls):
+            if reply.failure is None:
+                hellos[reply.call.node.name] = reply.value(Hello)
+            elif not reply.lost:
+                self.lost[reply.call.node.id] = reply.failure.message
+        require_same_versions(self._own, hellos)
+        return self
+
+    def _known_nodes(self) -> tuple[Node, ...]:
+        """Return the nodes that are alive, once Ray has joined them.
+
+        Raises:
+            ClusterError: it has not.
+        """
         try:
             news = self._news.get(timeout=_JOIN)
         except queue.Empty:
             news = wire.Refused("TimeoutError", f"no answer in {_JOIN:.0f} s")
         if isinstance(news, wire.Joined):
             log.info("fleet", "joined: Ray %s, %s nodes", news.ray, len(news.nodes))
-            self.known = named_nodes(news.nodes)
-            self._own = msgspec.structs.replace(own_versions(), ray=news.ray)
-            return
+            self._own = msgspec.structs.replace(self._own, ray=news.ray)
+            return named_nodes(news.nodes)
         refused = news if isinstance(news, wire.Refused) else wire.Refused("", self._last_words())
         raise ClusterError.of(self._join.address, refused.code, refused.text)
-
-    def start(self, nodes: Sequence[Node]) -> None:
-        """Start an actor on each node, and wait until each has answered or is lost.
-
-        Raises:
-            VersionsError: they have other versions.
-        """
-        self.nodes = tuple(nodes)
-        self._send(wire.Start(tuple(node.id for node in nodes)))
-        calls = [self.call(node, "hello") for node in nodes]
-        hellos: dict[str, Hello] = {}
-        for reply in self.until(calls):
-            if reply.failure is None:
-                hellos[reply.call.node.name] = reply.value(Hello)
-            elif not reply.lost:
-                self.lost[reply.call.node.id] = reply.failure.message
-        check_versions(self._own, hellos)
 
     def call(
         self,
@@ -227,7 +227,7 @@ class Cluster:
                 if call is not None:
                     replies.append(self._reply(call, news))
 
-    def until(self, calls: Sequence[Call]) -> Iterator[Reply]:
+    def _until(self, calls: Sequence[Call]) -> Iterator[Reply]:
         """Yield the answers of some calls as they come, until all have; others are kept."""
         numbers = {call.number for call in calls}
         others: list[Reply] = []
@@ -260,7 +260,7 @@ class Cluster:
         if news.lost:
             return self._lost(call, news.lost)
         del self._calls[call.number]
-        answer = msgspec.json.decode(news.content, type=Answer)
+        answer = msgspec.json.decode(news.content, type=MethodAnswer)
         return Reply(call, bytes(answer.value), answer.failure)
 
     def _lost(self, call: Call, why: str) -> Reply:

@@ -1,9 +1,9 @@
 """The process that knows Ray.
 
-Ray prints, installs handlers of signals, ends the process in which it runs if the node on which
-that runs dies, waits for minutes for an address at which nobody answers, and notes the command line
-of that process in the cluster. So it has one of its own, which gets orders as lines of JSON and
-answers so (`wire`). It ends with the process that started it, and the actors end with it.
+Ray prints, installs signal handlers, ends its process if the node on which that runs dies, waits
+for minutes for an address at which nobody answers, and notes the command line of its process in the
+cluster. Therefore it has a process of its own, which gets orders and answers them as lines of JSON
+(`wire`). It ends with the process that started it, and the actors end with it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from vlmcache.commands.fleet import actor, wire
 from vlmcache.errors import reason_of
 
 BEAT = 2.0
-"""Seconds between two questions to a node how far it is."""
+"""Seconds after which a node is asked again how far it is."""
 PATIENCE = 30.0
 """Seconds that a node may take to answer that; an actor that starts, to answer at all."""
 START = 90.0
 """Seconds that an actor may take to start: it imports from the node's disk."""
 _SEES_GPUS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Of versions of Ray that do not know that one.
+    # For versions of Ray that do not know the first one.
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
     "RAY_EXPERIMENTAL_NOSET_ROCR_VISIBLE_DEVICES": "1",
     "RAY_EXPERIMENTAL_NOSET_ONEAPI_DEVICE_SELECTOR": "1",
@@ -68,8 +68,8 @@ def _read(orders: queue.SimpleQueue[wire.Order | None]) -> None:
         os._exit(1)
 
 
-class _OnNode:
-    """An actor, and what it was asked."""
+class _RemoteWorker:
+    """An actor on a node, and what it was asked."""
 
     def __init__(self, handle: Any, now: float) -> None:
         self.handle = handle
@@ -79,7 +79,7 @@ class _OnNode:
         self.pinged = now
         self.beat = b""
         self.grew: dict[int, float] = {}
-        """Call -> when the node's work last got on."""
+        """Call -> when the node's work last made progress."""
         self.lost = ""
         self.started = False
 
@@ -88,7 +88,7 @@ class _Driver:
     def __init__(self, answers: int, join: wire.Join) -> None:
         self._answers = answers
         self._join = join
-        self._actors: dict[str, _OnNode] = {}
+        self._workers: dict[str, _RemoteWorker] = {}
         import ray
 
         self.ray: Any = ray
@@ -118,7 +118,7 @@ class _Driver:
             self.ping()
 
     def _idle(self) -> bool:
-        return not any(one.calls for one in self._actors.values())
+        return not any(worker.calls for worker in self._workers.values())
 
     def join(self) -> bool:
         """Join the cluster, and return whether that succeeded."""
@@ -143,13 +143,13 @@ class _Driver:
         """Do what the parent asks for."""
         if isinstance(order, wire.Start):
             for node in order.nodes:
-                self._actors[node] = _OnNode(self._start(node), time.monotonic())
+                self._workers[node] = _RemoteWorker(self._start(node), time.monotonic())
         elif isinstance(order, wire.Ask):
             self.ask(order)
         elif isinstance(order, wire.Stop):
-            for one in self._actors.values():
-                if not one.lost:
-                    one.handle.stop.remote()
+            for worker in self._workers.values():
+                if not worker.lost:
+                    worker.handle.stop.remote()
 
     def _start(self, node: str) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -160,27 +160,31 @@ class _Driver:
             "max_restarts": 0,
             "max_concurrency": 64,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
-            # Without it, an actor that reserves no GPU sees none, and load-test neither.
-            "runtime_env": {"env_vars": dict(_SEES_GPUS)},
         }
+        if self._join.sees_gpus:
+            # An actor that reserves none would not. Ray makes an environment for it, which takes
+            # time.
+            options["runtime_env"] = {"env_vars": dict(_SEES_GPUS)}
         return self.ray.remote(actor.Worker).options(**options).remote(self._join.setup.encode())
 
     def ask(self, order: wire.Ask) -> None:
         """Pass a call on."""
-        one = self._actors[order.node]
-        if one.lost:
-            self.tell(wire.Answered(order.number, lost=one.lost))
+        worker = self._workers[order.node]
+        if worker.lost:
+            self.tell(wire.Answered(order.number, lost=worker.lost))
             return
-        if not one.calls:
-            one.pinged = time.monotonic()
-        one.grew[order.number] = time.monotonic()
-        reference = one.handle.call.remote(order.method, order.request.encode())
-        one.calls[reference] = order
+        if not worker.calls:
+            worker.pinged = time.monotonic()
+        worker.grew[order.number] = time.monotonic()
+        reference = worker.handle.call.remote(order.method, order.request.encode())
+        worker.calls[reference] = order
 
     def collect(self) -> None:
         """Pass on what has been answered."""
-        places = {ref: one for one in self._actors.values() for ref in one.calls}
-        pings = {one.ping: (node, one) for node, one in self._actors.items() if one.ping}
+        places = {ref: worker for worker in self._workers.values() for ref in worker.calls}
+        pings = {
+            worker.ping: (node, worker) for node, worker in self._workers.items() if worker.ping
+        }
         waited = [*places, *pings]
         if not waited:
             return
@@ -188,59 +192,60 @@ class _Driver:
         if ready:
             ready, _ = self.ray.wait(waited, num_returns=len(waited), timeout=0)
         for reference in ready:
-            one = places[reference] if reference in places else pings[reference][1]
+            worker = places[reference] if reference in places else pings[reference][1]
             try:
                 content = self.ray.get(reference, timeout=PATIENCE)
             except Exception as error:
-                self.lose(one, _words(error))
+                self.lose(worker, _words(error))
                 continue
-            one.started = True
+            worker.started = True
             if reference in places:
-                order = one.calls.pop(reference, None)
+                order = worker.calls.pop(reference, None)
                 if order is not None:
-                    one.grew.pop(order.number)
+                    worker.grew.pop(order.number)
                     self.tell(wire.Answered(order.number, content.decode()))
             else:
-                self._take_beat(pings[reference][0], one, content)
+                self._take_beat(pings[reference][0], worker, content)
 
-    def _take_beat(self, node: str, one: _OnNode, beat: bytes) -> None:
-        one.ping, one.pinged = None, time.monotonic()
-        if beat != one.beat:
-            one.beat = beat
-            one.grew = dict.fromkeys(one.grew, one.pinged)
+    def _take_beat(self, node: str, worker: _RemoteWorker, beat: bytes) -> None:
+        worker.ping, worker.pinged = None, time.monotonic()
+        if beat != worker.beat:
+            worker.beat = beat
+            worker.grew = dict.fromkeys(worker.grew, worker.pinged)
             self.tell(wire.Beats(node, beat.decode()))
 
     def ping(self) -> None:
-        """Ask nodes that work how far they are, and give those up that do not answer."""
+        """Ask busy nodes how far they are, and give up those that do not answer."""
         now = time.monotonic()
-        for one in self._actors.values():
-            if not one.calls:
+        for worker in self._workers.values():
+            if not worker.calls:
                 continue
-            if one.ping is None and now - one.pinged >= BEAT:
-                one.ping, one.pinged = one.handle.beat.remote(), now
-            elif one.ping is not None and now - one.pinged >= (PATIENCE if one.started else START):
-                self.lose(one, f"no answer for {now - one.pinged:.0f} s")
-            late = [o for o in one.calls.values() if now - one.grew[o.number] >= o.silent]
+            waited, patience = now - worker.pinged, PATIENCE if worker.started else START
+            if worker.ping is None and waited >= BEAT:
+                worker.ping, worker.pinged = worker.handle.beat.remote(), now
+            elif worker.ping is not None and waited >= patience:
+                self.lose(worker, f"no answer for {waited:.0f} s")
+            late = [o for o in worker.calls.values() if now - worker.grew[o.number] >= o.silent]
             if late:
-                self.lose(one, f"its work has not got on for {late[0].silent:.0f} s")
+                self.lose(worker, f"its work has made no progress for {late[0].silent:.0f} s")
 
-    def lose(self, one: _OnNode, why: str) -> None:
-        """Give a node up, and answer all that it was asked."""
-        one.lost, one.ping = one.lost or why, None
-        calls, one.calls = one.calls, {}
-        one.grew = {}
+    def lose(self, worker: _RemoteWorker, why: str) -> None:
+        """Give a node up, and answer every call to it."""
+        worker.lost, worker.ping = worker.lost or why, None
+        calls, worker.calls = worker.calls, {}
+        worker.grew = {}
         for order in calls.values():
-            self.tell(wire.Answered(order.number, lost=one.lost))
+            self.tell(wire.Answered(order.number, lost=worker.lost))
         with contextlib.suppress(Exception):
-            self.ray.kill(one.handle)
+            self.ray.kill(worker.handle)
 
     def leave(self) -> None:
         """End the actors, and this process."""
 
         def end() -> None:
             with contextlib.suppress(Exception):
-                for one in self._actors.values():
-                    self.ray.kill(one.handle)
+                for worker in self._workers.values():
+                    self.ray.kill(worker.handle)
                 self.ray.shutdown()
 
         thread = threading.Thread(target=end, daemon=True)
@@ -264,11 +269,11 @@ def _facts(node: dict[str, Any]) -> wire.NodeFacts:
 
 
 def _words(error: Exception) -> str:
-    """Return in one line why a node answers no longer."""
+    """Return in one line why a node no longer answers."""
     text = str(error)
     if "No module named 'vlmcache" in text:
         return "vlmcache is not installed for the Python that Ray runs on the node"
     if type(error).__name__ == "ActorUnavailableError":
-        return "it died, or cannot be reached any longer"
+        return "it died, or can no longer be reached"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -1,4 +1,4 @@
-"""Whom a node asks: the hub, another node, or the driver; and who is to blame if that fails."""
+"""Clients that ask the hub, another node or the driver, and who is to blame if that fails."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import msgspec
 
 from vlmcache import log
 from vlmcache.cache.state import TreeFile
-from vlmcache.commands.fleet.parcels import (
-    Fault,
-    Sender,
-)
+from vlmcache.commands.fleet.parcels import Fault, Sender
 from vlmcache.config import Session
 from vlmcache.errors import (
     AccessError,
@@ -33,7 +30,7 @@ from vlmcache.progress import Throttle
 
 _SILENCE = 8.0
 """Seconds without a byte after which another node is given up."""
-_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def client_for(
@@ -58,8 +55,8 @@ def _served(session: Session, sender: Sender, throttle: Throttle) -> ServedConte
     variables = {
         name: value
         for name, value in session.environment.variables.items()
-        # The network is not the hub.
-        if name not in _OFFLINE
+        # They keep it from the hub, not from other nodes.
+        if name not in OFFLINE_VARIABLES
     }
     environment = msgspec.structs.replace(session.environment, variables=variables)
     patience = Patience(
@@ -71,7 +68,7 @@ def _served(session: Session, sender: Sender, throttle: Throttle) -> ServedConte
 def client_of_sources(
     session: Session, sources: Sequence[Source], throttle: Throttle | None = None
 ) -> Client:
-    """Return a client that asks nobody but sources.
+    """Return a client that asks nothing but sources.
 
     Args:
         session: of this node.
@@ -79,7 +76,7 @@ def client_of_sources(
         throttle: what stops the transfer and its sources.
     """
     own = session.environment
-    variables = own.variables | {_OFFLINE[0]: "1"}
+    variables = own.variables | {OFFLINE_VARIABLES[0]: "1"}
     client = Client(
         msgspec.structs.replace(own, variables=variables),
         throttle=throttle,
@@ -126,7 +123,7 @@ def fault_of(error: VlmcacheError, client: Client, source: str | None) -> Fault:
 
     Args:
         error: why a parcel was not fetched.
-        client: that was to fetch it.
+        client: the one that was to fetch it.
         source: the node that was asked; `None` for the hub.
     """
     if client.stop_token.stopped.is_set():
@@ -145,7 +142,7 @@ def fault_of(error: VlmcacheError, client: Client, source: str | None) -> Fault:
 
 
 def without_proxy(hosts: Sequence[str]) -> None:
-    """Let no proxy stand between the nodes: what the process inherits is meant for the hub."""
+    """Let no proxy stand between the nodes: an inherited one is meant for the hub."""
     if not {"http_proxy", "all_proxy"} & {name.casefold() for name in os.environ}:
         return
     for name in ("NO_PROXY", "no_proxy"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from vlmcache import log
@@ -22,9 +23,9 @@ from vlmcache.arguments import (
     as_seconds,
 )
 from vlmcache.commands.fleet import measuring, removal, requests
-from vlmcache.commands.fleet import status as states
 from vlmcache.commands.fleet.actor import Setup
 from vlmcache.commands.fleet.calls import Fleet
+from vlmcache.commands.fleet.status import names_for_nodes, status_of_nodes
 from vlmcache.commands.fleet.values import (
     FleetLoads,
     FleetRemoval,
@@ -36,6 +37,7 @@ from vlmcache.errors import UsageError
 from vlmcache.progress import Progress
 
 if TYPE_CHECKING:
+    from vlmcache.commands.fleet.cluster import Cluster
     from vlmcache.commands.fleet.pull_values import FleetPull
 
 
@@ -69,9 +71,22 @@ class FleetCache:
         self.choose: Callable[[Any], str] | None = None
         """Is called if a model has several variants and none is named; returns one."""
 
+    def _starting(self, *, sees_gpus: bool = False) -> AbstractContextManager[Cluster]:
+        """Return what lets the cluster be joined for as long as a block runs."""
+        from vlmcache.commands.fleet import cluster
+
+        location = self.session.cache
+        folder = location.dir if location.source == "--cache-dir" else None
+        verbose = log.shows_every_step()
+        setup = Setup(folder, verbosity=2 if verbose else 0)
+        return cluster.starting(self.address, setup, sees_gpus=sees_gpus, verbose=verbose)
+
     @contextlib.contextmanager
-    def joined(self) -> Iterator[Fleet]:
+    def joined(self, *, sees_gpus: bool = False) -> Iterator[Fleet]:
         """Join the cluster for as long as the block runs.
+
+        Args:
+            sees_gpus: whether what runs on the nodes sees their GPUs.
 
         Raises:
             MissingPackageError: Ray is not installed.
@@ -79,14 +94,8 @@ class FleetCache:
             UsageError: a node does not exist.
             VersionsError: nodes have other versions.
         """
-        from vlmcache.commands.fleet import cluster
-
-        location = self.session.cache
-        folder = location.dir if location.source == "--cache-dir" else None
-        verbose = log.shows_every_step()
-        setup = Setup(folder, verbosity=2 if verbose else 0)
-        with cluster.joined(self.address, setup, self.wanted, verbose=verbose) as fleet:
-            yield fleet
+        with self._starting(sees_gpus=sees_gpus) as cluster:
+            yield cluster.join(self.wanted)
 
     def status(self, models: Names | None = None, *, check: bool = False) -> FleetStatus:
         """Return what each node has of models.
@@ -98,7 +107,7 @@ class FleetCache:
         """
         names = self._names(models)
         with self.joined() as fleet:
-            return states.status(fleet, names, self.progress, check=check)
+            return status_of_nodes(fleet, names, self.progress, check=check)
 
     def pull(
         self,
@@ -119,7 +128,6 @@ class FleetCache:
             UnknownModelError: a name is neither a key nor a repo id.
             SpaceError: a node has no room; nothing was begun.
         """
-        from vlmcache.commands.fleet.pull import pull_to_fleet
         from vlmcache.commands.fleet.pull_values import FleetPullOptions
         from vlmcache.commands.pull.plan import FileSelection
 
@@ -135,8 +143,13 @@ class FleetCache:
             self.choose,
             tuple(where),
         )
-        with self.joined() as fleet:
-            return pull_to_fleet(self.session, fleet, names, options, self.progress)
+        with self._starting() as cluster:
+            # Ray starts meanwhile.
+            from vlmcache.commands.fleet.pull import pull_to_fleet
+
+            return pull_to_fleet(
+                self.session, lambda: cluster.join(self.wanted), names, options, self.progress
+            )
 
     def remove(
         self,
@@ -168,7 +181,7 @@ class FleetCache:
             raise UsageError("no model is named")
         request = requests.RemovalRequest(False, names, options, dry_run)
         with self.joined() as fleet:
-            return removal.remove(fleet, request, self.progress, self.confirm)
+            return removal.remove_from_nodes(fleet, request, self.progress, self.confirm)
 
     def clean(
         self,
@@ -199,16 +212,16 @@ class FleetCache:
             "free": as_bytes(self.named("free"), free),
             "duplicates": duplicates,
             "partials": partials,
-            "keep": states.names_for_nodes(self.session.config, as_list(keep)),
+            "keep": names_for_nodes(self.session.config, as_list(keep)),
             "all": all,
             "xet": xet,
             "modules": modules,
             "trash": trash,
         }
-        names = states.names_for_nodes(self.session.config, as_list(models))
+        names = names_for_nodes(self.session.config, as_list(models))
         request = requests.RemovalRequest(True, names, options, dry_run)
         with self.joined() as fleet:
-            return removal.remove(fleet, request, self.progress, self.confirm)
+            return removal.remove_from_nodes(fleet, request, self.progress, self.confirm)
 
     def verify(
         self,
@@ -227,7 +240,7 @@ class FleetCache:
             None if workers is None else as_count(self.named("workers"), workers, 256),
         )
         with self.joined() as fleet:
-            return measuring.verify(fleet, request, self.progress)
+            return measuring.verify_nodes(fleet, request, self.progress)
 
     def load_test(
         self,
@@ -268,11 +281,11 @@ class FleetCache:
             "cold_libraries": cold_libraries,
         }
         request = requests.LoadRequest(self._names(models), options)
-        with self.joined() as fleet:
-            return measuring.load_test(fleet, request, self.progress)
+        with self.joined(sees_gpus=True) as fleet:
+            return measuring.load_test_nodes(fleet, request, self.progress)
 
     def _names(self, models: Names | None) -> tuple[str, ...]:
-        return states.names_for_nodes(self.session.config, as_names(models))
+        return names_for_nodes(self.session.config, as_names(models))
 
 
 def _pulled(

@@ -1,13 +1,13 @@
-"""What one node does in a `fleet pull`: it says what it has, fetches, serves, and links.
+"""What one node does in a `fleet pull`: it reports what it has, fetches, serves, and links.
 
-This runs on the node, in its own environment and with its own config.yaml; nothing of it knows Ray.
+This runs on the node, in its own environment and with its own config.yaml. It does not know Ray.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -21,6 +21,7 @@ from vlmcache.commands.fleet.fetching import (
     without_proxy,
 )
 from vlmcache.commands.fleet.parcels import (
+    EndState,
     Finished,
     Landing,
     News,
@@ -34,16 +35,14 @@ from vlmcache.commands.pull.plan import DownloadOrder
 from vlmcache.commands.pull.prepare import check_result
 from vlmcache.commands.serve.shelf import BlobServer
 from vlmcache.config import Session, own_home
-from vlmcache.errors import (
-    ChangedError,
-    VlmcacheError,
-)
+from vlmcache.errors import ChangedError, VlmcacheError
 from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client
 from vlmcache.progress import Progress
+from vlmcache.units import first_of
 
 _WORKERS = 8
-"""Connections to the hub for one parcel: small files at once, or parts of a large one."""
+"""Connections to the hub for one parcel: for small files, or for the parts of a large one."""
 
 
 class Holdings(Surveyor):
@@ -79,7 +78,7 @@ class Holdings(Surveyor):
         Args:
             host: the node's address in the cluster.
             parcels: all that is fetched by any node.
-            given: etag -> small content that the driver has asked the hub for already.
+            given: etag -> small content that the driver has from the hub already.
             peers: addresses of nodes, to which no proxy leads.
 
         Raises:
@@ -87,14 +86,14 @@ class Holdings(Surveyor):
         """
         without_proxy([host, *peers])
         self._parcels = {parcel.key: parcel for parcel in parcels}
-        for model in self._models.values():
+        for model in self._models:
             if model.restriction:
                 # A server of this cache must know it before the model is complete.
-                with Journal(own_home(self._session.environment)[0]) as memory:
-                    memory.record_restriction(*layout.split_name(model.repo), model.restriction)
+                with Journal(own_home(self._session.environment)[0]) as journal:
+                    journal.record_restriction(*layout.split_name(model.repo), model.restriction)
         token = secrets.token_urlsafe(32)
         self._server = BlobServer(self._session, host, token)
-        for model in self._models.values():
+        for model in self._models:
             order = self._order(model)
             links = [action for action in order.plan.actions if isinstance(action, Link)]
             fetched = {fetch.etag for fetch in order.fetches}
@@ -102,23 +101,23 @@ class Holdings(Surveyor):
             small = [fetch for fetch in order.fetches if fetch.etag in given]
             if links or small:
                 client = client_of_sources(self._session, [Given(given)])
-                self._work(client, order, [*small, *links], Progress())
-            self._serve(model.repo, [*model.contents], verified=False)
+                self._work(client, model, order, [*small, *links], Progress())
+            self._serve(model, model.contents, verified=False)
         return Sender(self._name, self._server.address, token)
 
-    def _serve(self, repo: str, etags: Sequence[str], *, verified: bool) -> None:
-        """Serve what of contents is here."""
+    def _serve(self, model: WantedModel, etags: Iterable[str], *, verified: bool) -> None:
+        """Serve those contents of a model that are here."""
         assert self._server is not None
-        state = self._scanned(repo)
-        cached = state.repo(repo)
-        files = self._models[repo].contents
-        for etag in etags:
-            if cached is not None and layout.is_etag(etag) and cached.holds(files[etag]):
+        cached = self._scanned(model.repo).repo(model.repo)
+        files = model.contents
+        for etag in files.keys() & set(etags) if cached is not None else ():
+            assert cached is not None
+            if layout.is_etag(etag) and cached.holds(files[etag]):
                 size = files[etag].content_size
                 self._server.add(etag, cached.blob_path(etag), size, verified=verified)
 
     def check(self, key: str) -> bool:
-        """Read a parcel that is here; what is damaged of it is not served, and remembered."""
+        """Read a parcel, and return whether it is good; what is damaged is not served any more."""
         parcel = self._parcels[key]
         damaged = self.damaged(parcel.repo, parcel.etags)
         for etag in damaged if self._server is not None else ():
@@ -152,7 +151,7 @@ class Holdings(Surveyor):
                 self._positions[parcel.key] = {}
             landing = self._fetched(client, parcel, source)
         except BaseException as error:
-            # Whatever it is, the driver has to know that nothing comes of it.
+            # Whatever it is, the driver has to know that the parcel does not come.
             failure = Failure.of(as_ours(error, self._session.cache.dir))
             landing = msgspec.structs.replace(landing, error=failure)
         finally:
@@ -165,24 +164,30 @@ class Holdings(Surveyor):
                 client.stop()
 
     def _fetched(self, client: Client, parcel: Parcel, source: str | None) -> Landing:
-        model = self._models[parcel.repo]
-        order = self._order(model)
-        order = order._replace(distrusted=order.distrusted | self._distrusted)
-        wanted = set(parcel.etags)
-        steps = [a for a in order.plan.actions if isinstance(a, Fetch | Link) and a.etag in wanted]
-        outcomes, error = self._work(client, order, steps, _Positions(self, parcel, model))
-        received = sum(outcome.fetched for outcome in outcomes)
-        landing = Landing(parcel.key, source, received)
-        if error is None:
-            self._distrusted -= wanted
-            self._serve(parcel.repo, parcel.etags, verified=True)
-            return landing
-        fault = fault_of(error, client, source)
-        return msgspec.structs.replace(landing, fault=fault, error=Failure.of(error))
+        wanted, received = set(parcel.etags), 0
+        models = [model for model in self._models if model.repo == parcel.repo]
+        for model in models:
+            order = self._order(model)
+            order = order._replace(distrusted=order.distrusted | self._distrusted)
+            actions = order.plan.actions
+            steps = [a for a in actions if isinstance(a, Fetch | Link) and a.etag in wanted]
+            shown = _Positions(self, parcel, model)
+            outcomes, error = self._work(client, model, order, steps, shown)
+            received += sum(outcome.fetched for outcome in outcomes)
+            if error is not None:
+                fault = fault_of(error, client, source)
+                return Landing(parcel.key, source, received, fault=fault, error=Failure.of(error))
+            # The next model links what this one has fetched.
+            self._distrusted -= {step.etag for step in steps}
+        self._distrusted -= wanted
+        for model in models:
+            self._serve(model, parcel.etags, verified=True)
+        return Landing(parcel.key, source, received)
 
     def _work(
         self,
         client: Client,
+        model: WantedModel,
         order: DownloadOrder,
         steps: Sequence[Fetch | Link],
         progress: Progress,
@@ -190,9 +195,9 @@ class Holdings(Surveyor):
         """Do some steps of an order, as a pull does them; the ref is left to the end."""
         plan = Plan(tuple(steps))
         files = frozenset(step.file for step in steps)
-        new = order.new_listing and order.repo not in self._listed
+        new = order.new_listing and model.id not in self._listed
         part = order._replace(plan=plan, wanted=files, new_listing=new)
-        self._listed.add(order.repo)
+        self._listed.add(model.id)
         outcomes, error = download(client, part, progress, _WORKERS)
         with self._changed:
             self._outcomes += outcomes
@@ -203,7 +208,7 @@ class Holdings(Surveyor):
             self._notes.append(text)
 
     def news(self, wait: float = 0.0) -> News:
-        """Return what has happened, as soon as a parcel has landed, or after some seconds."""
+        """Return what has happened, once a parcel has landed or after `wait` seconds."""
         with self._changed:
             if not self._landings:
                 self._changed.wait(wait)
@@ -222,26 +227,26 @@ class Holdings(Surveyor):
 
     def finish(self) -> Finished:
         """Link what is left, write the refs, and judge each model by the rules of `status`."""
-        states: dict[str, str] = {}
+        states: dict[str, EndState] = {}
         errors: dict[str, Failure] = {}
         paths: dict[str, str] = {}
-        for repo, model in self._models.items():
-            error: VlmcacheError | None = None
+        for model in self._models:
+            key, error = model.id, None
             try:
                 order = self._order(model)
-                paths[repo] = order.snapshot
-                states[repo] = "cached"
+                paths[key] = order.snapshot
+                states[key] = "cached"
                 if order.plan.actions or order.new_listing:
                     error = self._end(model, order)
-                    states[repo] = "pulled"
-                elif repo in self._listed:
-                    states[repo] = "pulled"
+                    states[key] = "pulled"
+                elif key in self._listed:
+                    states[key] = "pulled"
                 if error is None and model.plain and model.needed_by is None:
                     error = check_result(order, model.variant)
             except (OSError, VlmcacheError) as caught:
                 error = as_ours(caught, self._session.cache.dir)
             if error is not None:
-                states[repo], errors[repo] = "failed", Failure.of(error)
+                states[key], errors[key] = "failed", Failure.of(error)
                 continue
             self._remember(model)
         with self._changed:
@@ -252,10 +257,8 @@ class Holdings(Surveyor):
 
     def _end(self, model: WantedModel, order: DownloadOrder) -> VlmcacheError | None:
         if order.fetches:
-            missing = order.fetches[0].file
-            others = len(order.fetches) - 1
-            more = f" and {others} more" if others else ""
-            return ChangedError(f"{model.repo}: {missing}{more} missing on {self._name}")
+            missing = first_of([fetch.file for fetch in order.fetches], 1)
+            return ChangedError(f"{model.repo}: {missing} missing on {self._name}")
         client = client_of_sources(self._session, [])
         try:
             outcomes, error = download(client, order, Progress(), _WORKERS)
@@ -267,13 +270,13 @@ class Holdings(Surveyor):
 
     def _remember(self, model: WantedModel) -> None:
         kind, repo_id = layout.split_name(model.repo)
-        with Journal(own_home(self._session.environment)[0]) as memory:
+        with Journal(own_home(self._session.environment)[0]) as journal:
             if model.restriction is None:
-                memory.record_restriction(kind, repo_id, None)
-            memory.record_use(self._session.cache.dir, (kind, repo_id, model.commit), "pull")
+                journal.record_restriction(kind, repo_id, None)
+            journal.record_use(self._session.cache.dir, (kind, repo_id, model.commit), "pull")
 
     def close(self) -> None:
-        """Stop all that is running, and serve no more."""
+        """Stop everything that is running, and stop serving."""
         with self._changed:
             clients = list(self._clients.values())
         for client in clients:
@@ -284,7 +287,7 @@ class Holdings(Surveyor):
 
 
 class _Positions(Progress):
-    """Hands on how much of a parcel is here."""
+    """Passes on how much of a parcel is here."""
 
     def __init__(self, holdings: Holdings, parcel: Parcel, model: WantedModel) -> None:
         self._holdings = holdings

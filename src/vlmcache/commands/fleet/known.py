@@ -1,9 +1,9 @@
-"""Which models a node has completely: what it knows of them need not be asked of the hub again."""
+"""Models that a node has complete: the hub need not be asked again what it knows of them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -20,8 +20,8 @@ from vlmcache.home.journal import read_restricted
 NOT_ASKED = "hub-not-asked"
 
 
-class Asked(msgspec.Struct, frozen=True):
-    """A model that somebody asks for."""
+class RequestedModel(msgspec.Struct, frozen=True):
+    """A model that every node is to have."""
 
     key: str
     repo: str
@@ -29,38 +29,38 @@ class Asked(msgspec.Struct, frozen=True):
     selection: FileSelection
 
     @classmethod
-    def of(cls, model: ModelConfig, selection: FileSelection) -> Asked:
-        """Return a model of the driver's configuration, with the files that are wanted."""
+    def of(cls, model: ModelConfig, selection: FileSelection) -> RequestedModel:
+        """Return a model of the driver's configuration, with the selection of its files."""
         if model.variant is not None:
             selection = msgspec.structs.replace(selection, variant=model.variant)
         return cls(model.key, model.repo, model.revision, selection)
 
 
-class AskedModels(msgspec.Struct, frozen=True):
-    """What a node is asked for."""
+class ModelsRequest(msgspec.Struct, frozen=True):
+    """The models that a node is asked about."""
 
-    models: tuple[Asked, ...]
+    models: tuple[RequestedModel, ...]
 
 
-class Known(msgspec.Struct, frozen=True):
-    """A model that a node has completely, and what is to be said of it."""
+class KnownModel(msgspec.Struct, frozen=True):
+    """A model that a node has complete, and the findings about it."""
 
     model: WantedModel
     findings: tuple[Finding, ...] = ()
 
 
 class KnownModels(msgspec.Struct, frozen=True):
-    """The answer: of each model that was asked for, what the node has; `None` if not all."""
+    """Each model that was asked about; `None` if the node does not have it complete."""
 
-    models: tuple[Known | None, ...]
+    models: tuple[KnownModel | None, ...]
 
 
-def known_here(session: Session, models: Sequence[Asked]) -> KnownModels:
+def known_here(session: Session, models: Sequence[RequestedModel]) -> KnownModels:
     """Return which models are complete here, as a pull without the network judges it."""
     return KnownModels(tuple(_known(session, model) for model in models))
 
 
-def _known(session: Session, asked: Asked) -> Known | None:
+def _known(session: Session, asked: RequestedModel) -> KnownModel | None:
     model = ModelConfig(
         asked.key, asked.repo, asked.revision, variant=asked.selection.variant, configured=False
     )
@@ -71,18 +71,18 @@ def _known(session: Session, asked: Asked) -> Known | None:
         client.stop()
     order = part.order
     if order is None or order.plan.actions or order.new_listing or order.repos:
-        # Whether the other repos that a model needs are wanted, people are asked by the driver.
+        # The driver asks people whether the other repos that a model needs are wanted.
         return None
     if not all(layout.is_etag(order.files[name].etag) for name in order.wanted):
         return None
     restrictions = read_restricted(session.environment)
     restriction = restrictions.get(layout.split_name(order.repo), "")
-    findings = tuple(one for one in part.findings if one.code != NOT_ASKED)
-    return Known(wanted_of(part, asked.selection, restriction), findings)
+    findings = tuple(f for f in part.findings if f.code != NOT_ASKED)
+    return KnownModel(wanted_of(part, asked.selection, restriction), findings)
 
 
 def wanted_of(part: PlannedModel, selection: FileSelection, restriction: str | None) -> WantedModel:
-    """Return a model that was prepared as what every node is to have."""
+    """Return a prepared model as one that every node is to have."""
     order, model = part.order, part.model
     assert order is not None
     return WantedModel(
@@ -99,13 +99,9 @@ def wanted_of(part: PlannedModel, selection: FileSelection, restriction: str | N
     )
 
 
-def by_commit(answers: Mapping[str, KnownModels], number: int) -> dict[str, Known]:
-    """Return commit -> what is known of one of the models there, what most nodes have first."""
-    found = [
-        known
-        for answer in answers.values()
-        if number < len(answer.models) and (known := answer.models[number]) is not None
-    ]
-    counts = Counter(known.model.commit for known in found)
-    firsts = {known.model.commit: known for known in reversed(found)}
+def by_commit(models: Iterable[KnownModel | None]) -> dict[str, KnownModel]:
+    """Return commit -> what a node knows of a model there, what most nodes have first."""
+    known = [model for model in models if model is not None]
+    counts = Counter(model.model.commit for model in known)
+    firsts = {model.model.commit: model for model in reversed(known)}
     return {commit: firsts[commit] for commit, _ in counts.most_common()}

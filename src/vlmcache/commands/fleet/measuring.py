@@ -1,15 +1,18 @@
-"""`fleet verify` and `fleet load-test`: the same on all nodes, and who differs."""
+"""`fleet verify` and `fleet load-test`: the same on all nodes, and which of them differ."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 
-from vlmcache.commands.fleet.asking import ask_all, report_of
-from vlmcache.commands.fleet.calls import SILENT, Fleet, Node, Reply
+from vlmcache.change.plan import Failure
+from vlmcache.commands.fleet.asking import Work, ask_all
+from vlmcache.commands.fleet.calls import Fleet, Node, Reply
+from vlmcache.commands.fleet.on_node import Done
 from vlmcache.commands.fleet.requests import LoadRequest, VerifyRequest
 from vlmcache.commands.fleet.values import (
     DamagedModel,
@@ -22,22 +25,25 @@ from vlmcache.commands.fleet.values import (
 from vlmcache.commands.verify.values import Verification
 from vlmcache.load.report import LoadReport, Result, Spread
 from vlmcache.progress import Progress
+from vlmcache.report import Report
+
+_R = TypeVar("_R", bound=Report)
 
 _LOAD = 7200.0
 """Seconds that one step of a load test may take."""
 SLOW = 1.25
-"""From how many times as long as the others on a node is slow, if chance does not explain it."""
+"""A node that takes so many times as long as the others is slow, if chance does not explain it."""
 
 
-def verify(fleet: Fleet, request: VerifyRequest, progress: Progress) -> FleetVerification:
+def verify_nodes(fleet: Fleet, request: VerifyRequest, progress: Progress) -> FleetVerification:
     """Verify the caches of nodes."""
     requests = {node.id: request for node in fleet.nodes}
-    replies = ask_all(fleet, "verify", requests, progress, done="verified", silent=SILENT)
+    replies = ask_all(fleet, Work("verify", "verified"), requests, progress)
     return FleetVerification(tuple(_verified(node, replies[node.id]) for node in fleet.nodes))
 
 
 def _verified(node: Node, reply: Reply) -> NodeVerification:
-    report, failure, free = report_of(reply, Verification)
+    report, failure, free = _report_of(reply, Verification)
     row = NodeVerification(node=node.name, address=node.address, error=failure, free=free)
     if report is None:
         return row
@@ -61,15 +67,15 @@ def _verified(node: Node, reply: Reply) -> NodeVerification:
     )
 
 
-def load_test(fleet: Fleet, request: LoadRequest, progress: Progress) -> FleetLoads:
+def load_test_nodes(fleet: Fleet, request: LoadRequest, progress: Progress) -> FleetLoads:
     """Measure loads on nodes, all at the same time, and name the slow ones."""
     requests = {node.id: request for node in fleet.nodes}
-    replies = ask_all(fleet, "load-test", requests, progress, silent=_LOAD)
-    return compared([_loaded(node, replies[node.id]) for node in fleet.nodes])
+    replies = ask_all(fleet, Work("load-test", silent=_LOAD), requests, progress)
+    return compare_nodes([_loaded(node, replies[node.id]) for node in fleet.nodes])
 
 
 def _loaded(node: Node, reply: Reply) -> NodeLoads:
-    report, failure, free = report_of(reply, LoadReport)
+    report, failure, free = _report_of(reply, LoadReport)
     row = NodeLoads(node=node.name, address=node.address, error=failure, free=free)
     if report is None:
         return row
@@ -88,7 +94,7 @@ def _model(result: Result) -> LoadedModel:
     )
 
 
-def compared(nodes: Sequence[NodeLoads]) -> FleetLoads:
+def compare_nodes(nodes: Sequence[NodeLoads]) -> FleetLoads:
     """Return a report in which each load is compared with the same on other nodes (pure)."""
     rows = []
     for node in nodes:
@@ -119,9 +125,17 @@ def _compared(model: LoadedModel, others: Sequence[LoadedModel]) -> LoadedModel:
 
 
 def _usual_most(spreads: Sequence[Spread]) -> float:
-    """Return the longest load that is usual: the median of the nodes' longest."""
+    """Return the longest load that is usual: the median of each node's longest."""
     return statistics.median(spread.max for spread in spreads)
 
 
 def _load_of(model: LoadedModel) -> tuple[str, str, str]:
     return model.model, model.precision, model.loader
+
+
+def _report_of(reply: Reply, kind: type[_R]) -> tuple[_R | None, Failure | None, int | None]:
+    """Return a node's report, why it is not complete, and the bytes that are free there."""
+    if reply.failure is not None:
+        return None, reply.failure, None
+    done = reply.value(Done)
+    return msgspec.json.decode(done.report, type=kind | None), done.failure, done.free

@@ -1,4 +1,4 @@
-"""The nodes of a cluster: what they are called, which are wanted, whether they fit (pure)."""
+"""The nodes of a cluster: their names, the wanted ones, and whether their versions fit (pure)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING
 
 from vlmcache import late
 from vlmcache.commands.fleet.calls import Node
-from vlmcache.commands.fleet.values import VersionsError, some
+from vlmcache.commands.fleet.values import VersionsError
 from vlmcache.errors import UsageError
+from vlmcache.units import first_of
 
 if TYPE_CHECKING:
     from vlmcache.commands.fleet.actor import Hello
     from vlmcache.commands.fleet.wire import NodeFacts
 
 _SHORT = 6
-"""Digits of a node's id that tell nodes of one name apart."""
+"""Digits of a node's id that tell nodes of the same name apart."""
 _RANGES = late.pattern(r"\[([0-9,\-]+)\]")
 _MOST = 10_000
 
 
 def named_nodes(facts: Sequence[NodeFacts]) -> tuple[Node, ...]:
-    """Return the nodes that are alive, each with a name that no other has, in order of names."""
+    """Return the nodes that are alive, sorted by name, each with a name of its own."""
     alive = [node for node in facts if node.alive]
     taken = Counter(node.name for node in alive)
     nodes = [
@@ -41,12 +42,12 @@ def named_nodes(facts: Sequence[NodeFacts]) -> tuple[Node, ...]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Return what sorts gpu2 before gpu10."""
+    """Return a sort key that puts gpu2 before gpu10."""
     parts = re.split(r"(\d+)", name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
-def select(nodes: Sequence[Node], wanted: Iterable[str]) -> tuple[Node, ...]:
+def select_nodes(nodes: Sequence[Node], wanted: Iterable[str]) -> tuple[Node, ...]:
     """Return the nodes that are wanted, all if none is named.
 
     Args:
@@ -55,7 +56,7 @@ def select(nodes: Sequence[Node], wanted: Iterable[str]) -> tuple[Node, ...]:
             several of them separated by commas.
 
     Raises:
-        UsageError: something means no node.
+        UsageError: a name matches no node.
     """
     words = [word for text in wanted for word in _split(text)]
     if not words:
@@ -64,7 +65,7 @@ def select(nodes: Sequence[Node], wanted: Iterable[str]) -> tuple[Node, ...]:
         return tuple(nodes)
     chosen: set[str] = set()
     for word in words:
-        for name in expand(word):
+        for name in expand_ranges(word):
             matched = [node.id for node in nodes if _matches(node, name)]
             if not matched:
                 raise _unknown(name, nodes)
@@ -73,16 +74,16 @@ def select(nodes: Sequence[Node], wanted: Iterable[str]) -> tuple[Node, ...]:
 
 
 def _split(text: str) -> list[str]:
-    """Return what is separated by commas that are not in brackets."""
+    """Return the parts between commas that are not in brackets."""
     parts = re.split(r",(?![^\[]*\])", text)
     return [part.strip() for part in parts if part.strip()]
 
 
-def expand(word: str) -> Iterator[str]:
+def expand_ranges(word: str) -> Iterator[str]:
     """Yield the names that `gpu[1-4,7]` means; `[01-10]` keeps its zeros.
 
     Raises:
-        UsageError: a range is none.
+        UsageError: what is in brackets is not a range.
     """
     pieces = _RANGES.split(word)
     choices = [
@@ -118,30 +119,30 @@ def _unknown(name: str, nodes: Sequence[Node]) -> UsageError:
     if "=" in name:
         return UsageError(f"no node has the label '{name}'")
     return UsageError(
-        f"no such node: '{name}'", f"the cluster has {some([node.name for node in nodes])}"
+        f"no such node: '{name}'", f"the cluster has {first_of([node.name for node in nodes])}"
     )
 
 
-def check_versions(own: Hello, hellos: Mapping[str, Hello]) -> None:
+def require_same_versions(own: Hello, hellos: Mapping[str, Hello]) -> None:
     """Make sure that all nodes have the versions of this machine.
 
     Args:
-        own: what this machine says of itself.
-        hellos: name of a node -> what it said of itself.
+        own: the versions of this machine.
+        hellos: name of a node -> its versions.
 
     Raises:
-        VersionsError: some have others.
+        VersionsError: some have other versions.
     """
     here = _versions(own)
     others: dict[str, list[str]] = {}
-    for name, hello in hellos.items():
+    for node, hello in hellos.items():
         versions = _versions(hello)
-        words = [f"{what} {versions[what]}" for what in here if versions[what] != here[what]]
+        words = [f"{name} {versions[name]}" for name in here if versions[name] != here[name]]
         if words:
-            others.setdefault(", ".join(words), []).append(name)
+            others.setdefault(", ".join(words), []).append(node)
     if others:
-        text = "; ".join(f"{words} on {some(names)}" for words, names in others.items())
-        mine = ", ".join(f"{what} {version}" for what, version in here.items())
+        text = "; ".join(f"{words} on {first_of(names)}" for words, names in others.items())
+        mine = ", ".join(f"{name} {version}" for name, version in here.items())
         raise VersionsError(
             f"nodes have other versions: {text}; here {mine}",
             "install the same versions on all nodes",

@@ -16,7 +16,7 @@ from vlmcache.change.plan import Failure
 from vlmcache.change.space import free_bytes
 from vlmcache.commands.fleet import requests
 from vlmcache.commands.fleet.values import ModelOnNode
-from vlmcache.commands.fleet.wire import encoded
+from vlmcache.commands.fleet.wire import as_json
 from vlmcache.commands.remove.values import Removal
 from vlmcache.errors import (
     UnconfirmedError,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What a node did, and why that is not all, if it is not."""
+    """What a node did, and why that is not everything, if it is not."""
 
     report: msgspec.Raw
     failure: Failure | None = None
@@ -43,16 +43,16 @@ class Done(msgspec.Struct, frozen=True):
 def _done(worker: Worker, report: Any) -> Done:
     problem = report.problem
     failure = None if problem is None else Failure.of(problem)
-    content = msgspec.Raw(encoded(report))
+    content = msgspec.Raw(as_json(report))
     return Done(content, failure, free_bytes(worker.cache.session.cache.dir))
 
 
-def status(worker: Worker, request: bytes) -> requests.Stock:
+def report_status(worker: Worker, request: bytes) -> requests.CacheOnNode:
     """Return the state of models."""
     asked = msgspec.json.decode(request, type=requests.StatusRequest)
     report = worker.cache.status(asked.models or None)
     named = {model.repo for model in report.models}
-    return requests.Stock(
+    return requests.CacheOnNode(
         report.cache.dir,
         report.cache.free,
         report.cache.total,
@@ -118,7 +118,7 @@ class _Pending:
             self.results.put(VlmcacheError(f"{type(error).__name__}: {reason_of(error)}"))
 
     def next(self) -> Done:
-        """Return what comes next: the plan, or the end.
+        """Return what comes next: the plan, or the outcome.
 
         Raises:
             VlmcacheError: it failed.
@@ -130,13 +130,13 @@ class _Pending:
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """A plan that waits for a decision, or what was returned without one."""
+    """A plan that waits for a decision, or the outcome if none is needed."""
 
     waits: bool
     done: Done
 
 
-def plan_removal(worker: Worker, request: bytes) -> Planned:
+def propose_removal(worker: Worker, request: bytes) -> Planned:
     """Plan a removal, and wait for the decision if there is something to remove."""
     asked = msgspec.json.decode(request, type=requests.RemovalRequest)
     cache = worker.cache
@@ -175,7 +175,7 @@ def _cached(worker: Worker, models: tuple[str, ...], options: dict[str, Any]) ->
     return tuple(known)
 
 
-def decide(worker: Worker, request: bytes) -> Done:
+def settle_removal(worker: Worker, request: bytes) -> Done:
     """Carry out the plan that waits, or drop it."""
     decision = msgspec.json.decode(request, type=requests.Decision)
     pending = worker.kept.pop("removal", None)
@@ -191,14 +191,14 @@ def decide(worker: Worker, request: bytes) -> Done:
     return done
 
 
-def verify(worker: Worker, request: bytes) -> Done:
-    """Verify, and report damage as it is."""
+def report_verification(worker: Worker, request: bytes) -> Done:
+    """Verify; damage is part of the report, not an error."""
     asked = msgspec.json.decode(request, type=requests.VerifyRequest)
     report = worker.cache.verify(asked.models or None, max_age=asked.max_age, workers=asked.workers)
     return _done(worker, report)
 
 
-def load_test(worker: Worker, request: bytes) -> Done:
+def report_loads(worker: Worker, request: bytes) -> Done:
     """Measure loads."""
     asked = msgspec.json.decode(request, type=requests.LoadRequest)
     worker.cache.on_step = lambda step: worker.progress.step(step.text)

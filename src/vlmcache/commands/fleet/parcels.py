@@ -1,4 +1,4 @@
-"""What the driver and the nodes of a `fleet pull` say to each other (pure)."""
+"""What the driver and the nodes of a `fleet pull` send each other (pure)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlmcache.change.plan import Failure, Plan, Receipt
 
 
 class WantedModel(msgspec.Struct, frozen=True):
-    """One model at one commit, as the driver found it on the hub: what every node is to have."""
+    """One model at one commit: what every node is to have."""
 
     key: str
     """What was typed for it."""
@@ -25,18 +25,24 @@ class WantedModel(msgspec.Struct, frozen=True):
     """As in `DownloadOrder`."""
     variant: str | None = None
     plain: bool = True
-    """Whether what loading needs is wanted, and not what somebody chose."""
+    """Whether the files that loading needs are wanted, not a selection of them."""
     needed_by: str | None = None
     """The repo that needs it, if nobody named it."""
 
     @property
+    def id(self) -> str:
+        """What tells it apart from the other models of a pull, also from those of the same repo."""
+        revision = "" if self.revision == "main" else f"@{self.revision}"
+        return self.repo + revision + (f":{self.variant}" if self.variant else "")
+
+    @property
     def contents(self) -> dict[str, TreeFile]:
-        """Etag -> a file that is wanted and has the content."""
+        """Etag -> a wanted file with that content."""
         return {self.files[name].etag: self.files[name] for name in sorted(self.wanted)}
 
 
 def content_key(repo: str, etag: str) -> str:
-    """Return what names a content of a repo."""
+    """Return the name of a content of a repo."""
     return f"{repo}/{etag}"
 
 
@@ -44,16 +50,17 @@ class NodeStock(msgspec.Struct, frozen=True):
     """What a node has of the models before anything begins. Contents are named by `content_key`."""
 
     place: str
-    """What names the cache: two nodes with the same name share it."""
+    """What identifies the cache: nodes with the same place share it."""
     cache: str
     free: int
-    held: frozenset[str]
+    contents: frozenset[str]
+    """Those that are complete here."""
     begun: dict[str, int]
     """Content -> bytes of it that are here."""
     to_fetch: dict[str, int]
-    """Repo -> bytes."""
+    """Id of a model -> bytes."""
     complete: frozenset[str] = frozenset()
-    """Repos for which there is nothing to do, not even a link."""
+    """Ids of models for which there is nothing to do, not even a link."""
     reaches_hub: bool = True
     error: Failure | None = None
     """Why nothing can be pulled here."""
@@ -83,8 +90,8 @@ class Sender(msgspec.Struct, frozen=True):
 
 
 Fault = Literal["source", "wrong", "hub", "unreachable", "node", "stopped"]
-"""What is to blame: who sent, the bytes that came, the hub for this parcel or altogether, this
-node, or nobody."""
+"""What is to blame: the sender, the bytes that came, the hub for this parcel or for all of them,
+this node, or nobody."""
 
 
 class Landing(msgspec.Struct, frozen=True):
@@ -106,23 +113,27 @@ class News(msgspec.Struct, frozen=True):
 
     landings: tuple[Landing, ...]
     positions: dict[str, int]
-    """Parcel -> bytes of it that are here, of those that are being fetched."""
+    """Parcel that is being fetched -> bytes of it that are here."""
     notes: tuple[str, ...]
 
 
-class Finished(msgspec.Struct, frozen=True):
-    """How a node ends."""
+EndState = Literal["cached", "pulled", "failed"]
 
-    states: dict[str, str]
-    """Repo -> `cached` or `pulled`, or `failed`."""
+
+class Finished(msgspec.Struct, frozen=True):
+    """How a pull ended on a node."""
+
+    states: dict[str, EndState]
+    """Id of a model -> what became of it."""
     errors: dict[str, Failure]
+    """Id of a model -> why it failed."""
     receipt: Receipt
     paths: dict[str, str]
-    """Repo -> its snapshot."""
+    """Id of a model -> its snapshot."""
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """What a node is asked at first."""
+    """The first question to a node: what it has, and whether the rest can be put there."""
 
     name: str
     """Of the node."""
@@ -131,7 +142,7 @@ class Survey(msgspec.Struct, frozen=True):
 
 
 class Opening(msgspec.Struct, frozen=True):
-    """What lets a node begin; see `Holdings.open`."""
+    """What a node needs to begin; see `Holdings.open`."""
 
     host: str
     parcels: tuple[Parcel, ...]
@@ -160,4 +171,4 @@ class NewsWanted(msgspec.Struct, frozen=True):
 
 
 class Nothing(msgspec.Struct, frozen=True):
-    """An answer that says nothing more."""
+    """An empty answer."""

@@ -1,9 +1,9 @@
-"""Who fetches what from whom next, on many nodes (pure).
+"""Which node fetches what from which other node next (pure).
 
 The hub sends one copy of each parcel. A node that has verified a parcel serves it at once, to one
-other node at a time, so that those who have it double in the time of one transfer. The planner is
-asked for assignments, and hears what became of them; it knows no clock, no disk and no network, and
-the same events always lead to the same assignments. The real run and the simulation of
+other node at a time, so the number of nodes that have it doubles in the time of one transfer. The
+planner is asked for assignments and hears what became of them; it knows no clock, no disk and no
+network, and the same events always lead to the same assignments. The real run and the simulation of
 `docs/fleet-pull.md` use this code.
 """
 
@@ -14,21 +14,21 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 HUB = "hub"
-"""What is named in place of a node where the hub sends."""
+"""Stands for a node where the hub is the sender."""
 
 
 class Bounds(NamedTuple):
     """How much happens at the same time."""
 
     uploads: int = 1
-    """Parcels that a node sends. One uses the link up: two would double the holders later."""
+    """Parcels that a node sends. One fills the link: with two, the holders would double later."""
     downloads: int = 1
     """Parcels that a node receives from other nodes."""
     from_hub: int = 1
     """Parcels that a node receives from the hub, in addition."""
     hub: int = 4
-    """Parcels that the hub sends, to all nodes together: the sooner the first is complete, the
-    sooner it is passed on."""
+    """Parcels that the hub sends, to all nodes together. With fewer, the first is complete sooner
+    and is passed on sooner."""
 
 
 class Assignment(NamedTuple):
@@ -43,7 +43,7 @@ class Assignment(NamedTuple):
 class Stock(NamedTuple):
     """What a node has and wants, before anything begins."""
 
-    held: Collection[str] = ()
+    complete: Collection[str] = ()
     """Parcels that are complete there."""
     wanted: Collection[str] = ()
     begun: Mapping[str, int] = {}
@@ -52,7 +52,7 @@ class Stock(NamedTuple):
 
 
 class _Ledger:
-    """Who has, wants, sends and receives what: kept so that each event costs little on many nodes.
+    """Which node has, wants, sends and receives what, indexed so that each event costs little.
 
     The arguments are those of `Planner`.
     """
@@ -64,12 +64,12 @@ class _Ledger:
         self.bounds = bounds or Bounds()
         self.flights: dict[tuple[str, str], str] = {}
         """Node and parcel -> where it is being fetched from."""
-        self.held: dict[str, dict[str, int]] = {parcel: {} for parcel in sizes}
+        self.holders: dict[str, dict[str, int]] = {parcel: {} for parcel in sizes}
         """Parcel -> node that has it -> how often it was sent on to get there."""
         self.missing: dict[str, dict[str, None]] = {node: {} for node in stocks}
         """Node -> parcels that it wants and that are not being fetched."""
         self.longest = math.ceil(math.log2(max(1, len(stocks)))) + 2
-        """How often a parcel is sent on at the most, while a shorter way exists."""
+        """How often a parcel is sent on at most, as long as there is a shorter way."""
         self._of: dict[str, dict[str, None]] = {node: {} for node in stocks}
         self._waiting: dict[str, dict[str, None]] = {parcel: {} for parcel in sizes}
         self._free: dict[str, dict[str, None]] = {parcel: {} for parcel in sizes}
@@ -91,20 +91,21 @@ class _Ledger:
         self._shunned: dict[str, dict[str, set[str]]] = {}
         self._suspects: dict[tuple[str, str], int] = {}
         self._changed: dict[str, None] = dict.fromkeys(stocks)
-        # The largest first: what is left at the end is short.
+        # The largest first, so that only short transfers are left at the end.
         order = sorted(self.sizes, key=lambda parcel: (-self.sizes[parcel], parcel))
         self._order = {parcel: number for number, parcel in enumerate(order)}
         for node, stock in stocks.items():
-            for parcel in sorted(stock.held, key=self._order.__getitem__):
+            for parcel in sorted(stock.complete, key=self._order.__getitem__):
                 self._hold(node, parcel, 0)
-            for parcel in sorted(set(stock.wanted) - set(stock.held), key=self._order.__getitem__):
+            missing = set(stock.wanted) - set(stock.complete)
+            for parcel in sorted(missing, key=self._order.__getitem__):
                 self._want(node, parcel)
             for parcel, count in stock.begun.items():
                 self._begun[parcel][node] = count
 
     def _hold(self, node: str, parcel: str, generation: int) -> None:
         self._of[node][parcel] = None
-        self.held[parcel][node] = generation
+        self.holders[parcel][node] = generation
         self._begun[parcel].pop(node, None)
         self._settle(node)
 
@@ -119,7 +120,7 @@ class _Ledger:
         self._waiting[parcel].pop(node, None)
 
     def _settle(self, node: str) -> None:
-        """Let a node be known for what it can do now."""
+        """Update what a node can do now."""
         here = node not in self._away
         sends = here and self._sending[node] < self.bounds.uploads
         for parcel in self._of[node]:
@@ -177,32 +178,34 @@ class Planner(_Ledger):
 
     def next(self) -> list[Assignment]:
         """Return what is to be begun now; it counts as begun."""
-        found: list[Assignment] = []
+        assignments: list[Assignment] = []
         while self._changed:
             node = next(iter(self._changed))
             del self._changed[node]
             while (assignment := self._download(node) or self._upload(node)) is not None:
-                found.append(assignment)
-        found += self._from_hub()
-        return found
+                assignments.append(assignment)
+        assignments += self._from_hub()
+        return assignments
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is being fetched; after `next`, that nothing more can be."""
+        """Whether nothing is being fetched; right after `next`, whether nothing more can be."""
         return not self.flights
 
     @property
     def incomplete(self) -> dict[str, list[str]]:
-        """Node -> the parcels that it wants and does not have, of nodes that are not away too."""
-        found = {node: list(parcels) for node, parcels in self.missing.items()}
+        """Node -> the parcels that it wants and does not have, for every node that misses any."""
+        missing = {node: list(parcels) for node, parcels in self.missing.items()}
         for node, parcel in self.flights:
-            found[node].append(parcel)
-        return {node: parcels for node, parcels in found.items() if parcels}
+            missing[node].append(parcel)
+        return {node: parcels for node, parcels in missing.items() if parcels}
 
     @property
     def rounds(self) -> int:
-        """How often a parcel was sent on at the most, the hub's own sending included."""
-        return max((max(holders.values(), default=0) for holders in self.held.values()), default=0)
+        """How often a parcel was sent on at most, the hub's own sending included."""
+        return max(
+            (max(holders.values(), default=0) for holders in self.holders.values()), default=0
+        )
 
     # What has happened.
 
@@ -213,17 +216,17 @@ class Planner(_Ledger):
     def done(self, node: str, parcel: str) -> None:
         """A node has a parcel, and has verified it."""
         source = self._land(node, parcel)
-        before = 0 if source in (None, HUB) else self.held[parcel].get(source or "", 0)
+        before = 0 if source in (None, HUB) else self.holders[parcel].get(source or "", 0)
         self._unwait(node, parcel)
         self._hold(node, parcel, before + (source is not None))
 
     def failed(self, node: str, parcel: str, *, shuns: bool = True) -> None:
-        """A node has not got a parcel.
+        """A node did not get a parcel.
 
         Args:
             node: the node.
             parcel: the parcel.
-            shuns: whether it does not ask the same source for it again.
+            shuns: whether it never asks the same source for it again.
         """
         source = self._land(node, parcel)
         if source is None:
@@ -235,37 +238,25 @@ class Planner(_Ledger):
         elif shuns:
             self._shunned.setdefault(node, {}).setdefault(parcel, set()).add(source)
 
-    def wrong(self, node: str, parcel: str) -> str | None:
-        """A node was sent wrong bytes; return who sent them, which is to be checked: see `checked`.
-
-        Until then it sends this parcel to nobody.
-        """
-        source = self.flights.get((node, parcel))
-        self.failed(node, parcel)
-        if source is None or source == HUB:
-            return None
-        self.suspect(source, parcel)
-        return source
-
     def suspect(self, node: str, parcel: str) -> None:
-        """Let a node send a parcel to nobody until it is `checked`."""
-        generation = self.held[parcel].pop(node, None)
+        """Let no node receive a parcel from a node until that is `checked`."""
+        generation = self.holders[parcel].pop(node, None)
         if generation is not None:
             self._suspects[node, parcel] = generation
             del self._of[node][parcel]
             self._free[parcel].pop(node, None)
-            # Who was not next, as long as this node was nearer to the hub, may be now.
+            # Nodes that had to wait for this one, since it was nearer to the hub, may be next now.
             self._changed.update(self._waiting[parcel])
 
     def checked(self, node: str, parcel: str, *, good: bool) -> None:
-        """A node has read a parcel that it sent: it has it, or has to fetch it again."""
+        """A node has read a parcel that it sent: it is good, or has to be fetched again."""
         generation = self._suspects.pop((node, parcel), 0)
         if good:
             self._hold(node, parcel, generation)
             return
         self._begun[parcel].pop(node, None)
         for sources in self._shunned.values():
-            # Once it is repaired, it can send it like the others.
+            # Once it is repaired, the node can send it again.
             sources.get(parcel, set()).discard(node)
         if parcel in self._wanted[node]:
             self._want(node, parcel)
@@ -275,7 +266,7 @@ class Planner(_Ledger):
         self._unhubbed.add(node)
 
     def full(self, node: str) -> None:
-        """A node can receive nothing more, such as one whose disk is full; it still sends."""
+        """A node cannot receive anything more, such as one whose disk is full; it still sends."""
         self._full.add(node)
         self._idle.pop(node, None)
 
@@ -283,7 +274,8 @@ class Planner(_Ledger):
         """A node does not answer.
 
         Returns:
-            Who was fetching what from it, and is to be stopped and reported as `failed`.
+            (node, parcel) of what was being fetched from it: to be stopped, and then reported as
+            `failed`.
         """
         self._away.add(node)
         self._idle.pop(node, None)
@@ -292,33 +284,25 @@ class Planner(_Ledger):
         for reader, parcel in [flight for flight in self.flights if flight[0] == node]:
             self._land(reader, parcel)
             self._want(reader, parcel)
-        # Who may not have been next may be by now.
+        # Nodes that had to wait for it may be next now.
         self._changed.update(dict.fromkeys(self.missing))
         return [flight for flight, source in self.flights.items() if source == node]
-
-    def back(self, node: str) -> None:
-        """A node answers again, and fetches nothing."""
-        self._away.discard(node)
-        for readers in self._shunned.values():
-            for sources in readers.values():
-                sources.discard(node)
-        self._settle(node)
 
     # The choice.
 
     def _download(self, node: str) -> Assignment | None:
-        """Let a node fetch from another what fewest have."""
+        """Let a node fetch what the fewest nodes have from one of them."""
         if node not in self._idle:
             return None
         for parcel in self._rarest(self.missing[node]):
             sources = [source for source in self._free[parcel] if self._may(node, parcel, source)]
             if sources:
-                shortest = min(sources, key=self.held[parcel].__getitem__)
+                shortest = min(sources, key=self.holders[parcel].__getitem__)
                 return self._begin(node, parcel, shortest)
         return None
 
     def _upload(self, node: str) -> Assignment | None:
-        """Let a node send what fewest have."""
+        """Let a node send what the fewest nodes have."""
         if node in self._away or self._sending[node] >= self.bounds.uploads:
             return None
         for parcel in self._rarest(self._of[node]):
@@ -331,15 +315,15 @@ class Planner(_Ledger):
         return None
 
     def _rarest(self, parcels: Iterable[str]) -> list[str]:
-        return sorted(parcels, key=lambda parcel: (len(self.held[parcel]), self._order[parcel]))
+        return sorted(parcels, key=lambda parcel: (len(self.holders[parcel]), self._order[parcel]))
 
     def _may(self, reader: str, parcel: str, source: str) -> bool:
         if source in self._shunned.get(reader, {}).get(parcel, ()):
             return False
-        generations = self.held[parcel]
+        generations = self.holders[parcel]
         if generations[source] + 1 <= self.longest:
             return True
-        # Whoever is nearer to the hub is waited for, unless nobody is.
+        # A node that is nearer to the hub is waited for, if there is one.
         return not any(
             generation + 1 <= self.longest and self._answers(reader, parcel, other)
             for other, generation in generations.items()
@@ -350,8 +334,8 @@ class Planner(_Ledger):
         return source not in self._away and source not in shunned
 
     def _from_hub(self) -> Iterator[Assignment]:
-        """Yield what the hub is to send: what nobody has, or nobody whom a reader can ask."""
-        # Who is still to be stopped may have most of it.
+        """Yield what the hub is to send: parcels that no node has, or none that can be asked."""
+        # A node whose transfer is still to be stopped may have most of it.
         stopping = (
             {parcel for (_, parcel), source in self.flights.items() if source in self._away}
             if self._away
@@ -366,10 +350,10 @@ class Planner(_Ledger):
                     yield self._begin(node, parcel, HUB)
 
     def _hub_reader(self, parcel: str) -> str | None:
-        """Return who is to fetch a parcel from the hub: who has most of it, has asked it least."""
+        """Return the node to fetch a parcel from the hub: with most of it, and fewest requests."""
         waiting: Iterable[str] = self._waiting[parcel]
-        if any(holder not in self._away for holder in self.held[parcel]):
-            holders = self.held[parcel].keys() - self._away if self._shunned else set()
+        if any(holder not in self._away for holder in self.holders[parcel]):
+            holders = self.holders[parcel].keys() - self._away if self._shunned else set()
             waiting = [
                 node
                 for node, parcels in self._shunned.items()

@@ -3,48 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Plan
+from vlmcache.commands.fleet.asking import Work, ask_all
 from vlmcache.commands.fleet.calls import LOST, Fleet
+from vlmcache.commands.fleet.model_finder import WantedModelFinder
 from vlmcache.commands.fleet.parcels import NodeStock, Survey, WantedModel, content_key
 from vlmcache.commands.fleet.pull_values import (
     FleetPull,
     FleetPullOptions,
     NodeModel,
+    NodePullState,
     PulledNode,
     SpreadModel,
 )
-from vlmcache.commands.fleet.spread import NodeState, Spread
-from vlmcache.commands.fleet.values import nodes_problem, some
-from vlmcache.commands.fleet.wanting import Wanting
+from vlmcache.commands.fleet.spread import NodeState, Spreader, contents_by_repo
+from vlmcache.commands.fleet.values import nodes_problem
 from vlmcache.config import Session
-from vlmcache.errors import (
-    ExitCode,
-    PartlyError,
-    SpaceError,
-    VlmcacheError,
-)
+from vlmcache.errors import ExitCode, PartlyError, SpaceError, VlmcacheError
 from vlmcache.progress import Progress, continued_by
-
-_ANSWER = 1.0
+from vlmcache.units import first_of
 
 
 def pull_to_fleet(
     session: Session,
-    fleet: Fleet,
+    join: Callable[[], Fleet],
     names: Sequence[str],
-    options: FleetPullOptions | None = None,
-    progress: Progress | None = None,
+    options: FleetPullOptions,
+    progress: Progress,
 ) -> FleetPull:
     """Download models once, and spread them over the nodes of a fleet.
 
     Args:
         session: of the machine on which this runs; its cache is neither read nor changed.
-        fleet: the nodes.
+        join: returns the nodes, which are starting: what needs none of them is done before.
         names: keys of config.yaml or repo ids, with an optional `@revision` and `:VARIANT`.
         options: how.
         progress: called as the work proceeds: nodes have the place of models.
@@ -57,34 +53,43 @@ def pull_to_fleet(
         SpaceError: a node has no room for what is missing there; nothing was begun.
         VlmcacheError: the hub does not say what is to be fetched.
     """
-    options, progress = options or FleetPullOptions(), progress or Progress()
-    with continued_by(progress, f"'{options.command(session, names)}' continues from here"):
-        return _Run(session, fleet, names, options, progress).run()
+    finder = WantedModelFinder(session, names, options, progress)
+    finder.warm_up()
+    fleet = join()
+    hint = f"'{options.command(session, names)}' continues from here"
+    with continued_by(progress, hint):
+        return _Pull(fleet, finder, options, progress, hint).run()
 
 
-class _Run:
+class _Pull:
+    """A model on its way to the nodes of a fleet.
+
+    Args:
+        fleet: the nodes.
+        finder: says what every node is to have.
+        options: how.
+        progress: called as the work proceeds.
+        hint: how to continue what is not complete.
+    """
+
     def __init__(
         self,
-        session: Session,
         fleet: Fleet,
-        names: Sequence[str],
+        finder: WantedModelFinder,
         options: FleetPullOptions,
         progress: Progress,
+        hint: str,
     ) -> None:
-        self._session = session
         self._fleet = fleet
-        self._names = names
+        self._finder = finder
         self._options = options
         self._progress = progress
+        self._hint = hint
         self._begun = time.monotonic()
-        self._findings: list[Finding] = []
-        self._given: dict[str, bytes] = {}
 
     def run(self) -> FleetPull:
-        wanting = Wanting(self._session, self._fleet, self._names, self._options, self._progress)
-        models = wanting.models()
-        self._findings += wanting.findings
-        self._given = wanting.given
+        """Pull, and return what was done."""
+        models = self._finder.models(self._fleet)
         states = self._surveyed(models)
         self._check_room(states)
         leaders = _leaders(states)
@@ -97,34 +102,30 @@ class _Run:
             state = states[name]
             if leaders.get(name, name) == name and state.error is None:
                 state.error = Failure(LOST, state.lost or "no answer", None, int(ExitCode.PARTLY))
-        spread: Spread | None = None
+        spread: Spreader | None = None
         if not self._options.dry_run and any(_is_incomplete(s, models) for s in active.values()):
-            spread = Spread(self._fleet, active, models, self._given, self._progress)
+            spread = Spreader(self._fleet, active, models, self._finder.given, self._progress)
             spread.run()
-            self._findings += spread.findings
         return self._report(models, states, leaders, spread)
 
     # What the nodes have.
 
     def _surveyed(self, models: tuple[WantedModel, ...]) -> dict[str, NodeState]:
-        states = {node.name: NodeState(node) for node in self._fleet.nodes}
-        for name, state in states.items():
-            request = Survey(name, models, self._options.limit_rate)
-            self._fleet.call(state.node, "pull-survey", request)
-        waiting = set(states)
-        while waiting:
-            for reply in self._fleet.arrived(_ANSWER):
-                if reply.call.method != "pull-survey":
-                    continue
-                state = states[reply.call.node.name]
-                waiting.discard(reply.call.node.name)
-                if reply.lost:
-                    state.lost = reply.failure.message if reply.failure is not None else ""
-                elif reply.failure is not None:
-                    state.error = reply.failure
-                else:
-                    state.stock = reply.value(NodeStock)
-                    state.error = state.stock.error
+        """Return what each node has, by its name."""
+        nodes = self._fleet.nodes
+        rate = self._options.limit_rate
+        requests = {node.id: Survey(node.name, models, rate) for node in nodes}
+        replies = ask_all(self._fleet, Work("pull-survey"), requests, self._progress)
+        states = {node.name: NodeState(node) for node in nodes}
+        for reply in replies.values():
+            state = states[reply.call.node.name]
+            if reply.failure is None:
+                state.stock = reply.value(NodeStock)
+                state.error = state.stock.error
+            elif reply.lost:
+                state.lost = reply.failure.message
+            else:
+                state.error = reply.failure
         return states
 
     def _check_room(self, states: dict[str, NodeState]) -> None:
@@ -140,10 +141,9 @@ class _Run:
         }
         if not short or self._options.dry_run:
             return
-        names = some(list(short))
         first = next(iter(short.values()))
         error = SpaceError(
-            f"nothing was begun: {names}: {first.message}",
+            f"nothing was begun: {first_of(list(short))}: {first.message}",
             "make room there, or leave them out with --nodes",
         )
         error.causes = tuple(
@@ -153,17 +153,17 @@ class _Run:
         )
         raise error
 
-    # What is said of it.
+    # The report.
 
     def _report(
         self,
         models: Sequence[WantedModel],
         states: dict[str, NodeState],
         leaders: dict[str, str],
-        spread: Spread | None,
+        spread: Spreader | None,
     ) -> FleetPull:
         failures = spread.incomplete() if spread is not None else {}
-        given = sum(map(len, self._given.values()))
+        given = sum(map(len, self._finder.given.values()))
         rows: list[PulledNode] = []
         for name, state in states.items():
             leader = leaders.get(name, name)
@@ -206,7 +206,11 @@ class _Run:
             sum(row.from_nodes for row in rows),
             spread.planner.rounds if spread is not None else 0,
             time.monotonic() - self._begun,
-            (*self._findings, *_findings_of(states)),
+            (
+                *self._finder.findings,
+                *(spread.findings if spread is not None else ()),
+                *_findings_of(states),
+            ),
             self._options.dry_run,
             _to_fetch(models, states),
         )
@@ -215,28 +219,33 @@ class _Run:
     def _node_model(
         self, model: WantedModel, state: NodeState, failure: Failure | None
     ) -> NodeModel:
-        stock, finished = state.stock, state.finished
-        to_fetch = stock.to_fetch.get(model.repo, 0) if stock is not None else 0
-        own = finished.errors.get(model.repo) if finished is not None else None
-        if finished is not None and own is None and model.repo in finished.states:
-            is_new = finished.states[model.repo] == "pulled"
-            found = NodeModel(model.repo, model.commit, "pulled" if is_new else "cached")
-        elif failure is None and stock is not None and model.repo in stock.complete:
-            found = NodeModel(model.repo, model.commit, "cached")
+        key, stock, finished = model.id, state.stock, state.finished
+        own = finished.errors.get(key) if finished is not None else None
+        error: Failure | None = None
+        outcome: NodePullState = "failed"
+        if finished is not None and own is None and key in finished.states:
+            outcome = finished.states[key]
+        elif failure is None and stock is not None and key in stock.complete:
+            outcome = "cached"
         elif self._options.dry_run and failure is None:
-            found = NodeModel(model.repo, model.commit, "planned")
+            outcome = "planned"
         else:
-            found = NodeModel(model.repo, model.commit, "failed", error=own or failure)
-        path = finished.paths.get(model.repo) if finished is not None else None
-        return msgspec.structs.replace(found, path=path, to_fetch=to_fetch)
+            error = own or failure
+        return NodeModel(
+            model.repo,
+            model.commit,
+            outcome,
+            finished.paths.get(key) if finished is not None else None,
+            stock.to_fetch.get(key, 0) if stock is not None else 0,
+            error,
+        )
 
     def _problem(self, report: FleetPull) -> VlmcacheError | None:
         problem = nodes_problem(report.nodes)
         if problem is None or self._options.dry_run:
             return problem
         # Whatever the reason: some nodes may be complete, and all keep what they have.
-        again = self._options.command(self._session, self._names)
-        partly = PartlyError(problem.message, f"'{again}' continues from here")
+        partly = PartlyError(problem.message, self._hint)
         partly.causes = problem.causes
         return partly
 
@@ -255,18 +264,17 @@ def _to_fetch(models: Sequence[WantedModel], states: dict[str, NodeState]) -> in
     """Return how many bytes only the hub has."""
     stocks = [state.stock for state in states.values() if state.stock is not None]
     total = 0
-    for model in models:
-        for etag, listed in model.contents.items():
-            key = content_key(model.repo, etag)
-            if not any(key in stock.held for stock in stocks):
-                begun = max((stock.begun.get(key, 0) for stock in stocks), default=0)
-                total += listed.content_size - begun
+    for repo, sizes in contents_by_repo(models).items():
+        for etag, size in sizes.items():
+            key = content_key(repo, etag)
+            if not any(key in stock.contents for stock in stocks):
+                total += size - max((stock.begun.get(key, 0) for stock in stocks), default=0)
     return total
 
 
 def _is_incomplete(state: NodeState, models: Sequence[WantedModel]) -> bool:
     stock = state.stock
-    return stock is not None and not stock.complete.issuperset(model.repo for model in models)
+    return stock is not None and not stock.complete.issuperset(model.id for model in models)
 
 
 def _findings_of(states: dict[str, NodeState]) -> tuple[Finding, ...]:

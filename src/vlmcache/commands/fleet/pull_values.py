@@ -70,17 +70,17 @@ class NodeModel(msgspec.Struct, frozen=True):
     """`cached`: complete before; `pulled`: complete now; `planned`: would be (`--dry-run`)."""
     path: str | None = None
     to_fetch: int = 0
-    """What was left to fetch of it, partial downloads taken into account."""
+    """Bytes that were left to fetch of it, less what unfinished downloads had."""
     error: Failure | None = None
 
 
 class PulledNode(FleetNode, frozen=True, kw_only=True):
-    """What became of a node. Sizes are bytes; `free` is that before."""
+    """What became of a node. Sizes are bytes; `free` is as it was before."""
 
     models: tuple[NodeModel, ...] = ()
     cache: str | None = None
     shares_with: str | None = None
-    """The node with which it shares its cache, and which has done the work."""
+    """The node with which it shares its cache, and which did the work."""
     from_hub: int = 0
     from_nodes: int = 0
     sent: int = 0
@@ -95,16 +95,16 @@ class FleetPull(FleetReport, frozen=True):
     models: tuple[SpreadModel, ...]
     nodes: tuple[PulledNode, ...]
     from_hub: int = 0
-    """Bytes that the hub sent to all of them, those for the planning included."""
+    """Bytes that the hub sent to all nodes, and to the driver for its plan."""
     from_nodes: int = 0
     """Bytes that nodes sent to each other."""
     rounds: int = 0
-    """How often a content was sent on at the most, the hub's own sending included."""
+    """How often a content was sent on at most, the hub's own sending included."""
     seconds: float = 0.0
     findings: tuple[Finding, ...] = ()
     dry_run: bool = False
     to_fetch: int = 0
-    """Bytes that only the hub had before, what any node had begun taken into account."""
+    """Bytes that no node had, not even in an unfinished download."""
 
     @property
     def rows(self) -> Sequence[FleetNode]:

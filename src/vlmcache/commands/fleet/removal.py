@@ -9,7 +9,7 @@ import msgspec
 
 from vlmcache.cache.layout import name_by_path
 from vlmcache.change.plan import Failure, Remove, RemoveTree
-from vlmcache.commands.fleet.asking import ask_all
+from vlmcache.commands.fleet.asking import Work, ask_all
 from vlmcache.commands.fleet.calls import Fleet, Node, Reply
 from vlmcache.commands.fleet.on_node import Done, Planned
 from vlmcache.commands.fleet.requests import Decision, RemovalRequest
@@ -19,12 +19,12 @@ from vlmcache.errors import ExitCode, require_consent
 from vlmcache.progress import Progress
 
 _ACT = 1800.0
-"""Seconds that a node may be silent while it removes: large caches on slow disks."""
+"""Seconds that a node may be silent while it removes: caches can be large, and disks slow."""
 
 Confirm: TypeAlias = Callable[[FleetRemoval], bool]
 
 
-def remove(
+def remove_from_nodes(
     fleet: Fleet, request: RemovalRequest, progress: Progress, confirm: Confirm | None
 ) -> FleetRemoval:
     """Remove from all nodes what each has planned.
@@ -43,7 +43,7 @@ def remove(
         UnconfirmedError: `confirm` said no.
     """
     nodes = {node.id: node for node in fleet.nodes}
-    replies = ask_all(fleet, "plan-removal", dict.fromkeys(nodes, request), progress)
+    replies = ask_all(fleet, Work("plan-removal"), dict.fromkeys(nodes, request), progress)
     planned = {key: _row(nodes[key], replies[key]) for key in nodes}
     absent = [row.error for row in planned.values() if _is_absent(row.error)]
     if absent and len(absent) == len(planned):
@@ -60,7 +60,7 @@ def remove(
     if request.dry_run or not waiting:
         return report
     require_consent(confirm, report, "was removed")
-    done = ask_all(fleet, "decide", waiting, progress, silent=_ACT)
+    done = ask_all(fleet, Work("decide", silent=_ACT), waiting, progress)
     rows = dict(planned)
     for key, reply in done.items():
         rows[key] = _after(planned[key], reply)
@@ -116,14 +116,14 @@ def _models(removal: Removal) -> tuple[RemovedModel, ...]:
 
 
 def _after(planned: NodeRemoval, reply: Reply) -> NodeRemoval:
-    """Return a row once the node has acted, or not answered any longer."""
+    """Return a row once the node has acted, or no longer answers."""
     if reply.failure is not None:
         return msgspec.structs.replace(planned, error=reply.failure)
     return _filled(planned, reply.value(Done))
 
 
 def _without_absent(rows: Mapping[str, NodeRemoval]) -> dict[str, NodeRemoval]:
-    """Return rows in which it is no failure that a node has nothing of what another one has."""
+    """Return rows in which a node that has none of what is removed elsewhere is not a failure."""
     return {
         key: msgspec.structs.replace(row, error=None) if _is_absent(row.error) else row
         for key, row in rows.items()

@@ -10,13 +10,13 @@ from vlmcache.commands.fleet.values import ModelOnNode
 
 
 class StatusRequest(msgspec.Struct, frozen=True):
-    """Which models to report; those that the node has configured, and the cache's, if none."""
+    """Which models to report; if none, those that the node has configured, and the cache's."""
 
     models: tuple[str, ...] = ()
 
 
-class Stock(msgspec.Struct, frozen=True):
-    """What a node answers to that."""
+class CacheOnNode(msgspec.Struct, frozen=True):
+    """What a node has: the answer to a `StatusRequest`."""
 
     cache: str
     free: int | None
@@ -32,7 +32,7 @@ class RemovalRequest(msgspec.Struct, frozen=True):
     """What to remove."""
 
     clean: bool
-    """Whether `clean` decides, not the names."""
+    """Whether `clean` decides what goes, not the names."""
     models: tuple[str, ...] = ()
     options: dict[str, Any] = {}
     dry_run: bool = False

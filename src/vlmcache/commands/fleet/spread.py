@@ -1,4 +1,4 @@
-"""Carries out what the planner decides: nodes are asked, and their answers are its events."""
+"""What the planner decides is carried out: nodes are asked, and their answers are its events."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from vlmcache.commands.fleet.planner import HUB, Planner, Stock
 from vlmcache.errors import ExitCode
 from vlmcache.hub.small import SMALL
 from vlmcache.progress import Progress
-from vlmcache.units import counted
+from vlmcache.units import counted, first_of
 
 _BUNDLE_FILES, _BUNDLE_BYTES = 64, 16_000_000
-"""Small files that are fetched together, at the most."""
+"""The most small files that are fetched together, and their bytes."""
 _SILENT = 3600.0
 """Seconds that a node may take to read what it has, or to write on a slow disk."""
 _NEWS_EVERY = 1.0
-"""Seconds after which a node answers, whether or not something has happened there."""
+"""Seconds after which a node answers, even if nothing has happened there."""
 
 
 class NodeState(msgspec.Struct):
@@ -59,34 +59,40 @@ class NodeState(msgspec.Struct):
 def parcels_of(
     models: Sequence[WantedModel], stocks: Mapping[str, NodeStock], given: Mapping[str, bytes]
 ) -> list[Parcel]:
-    """Return what is fetched together: each large content alone, small ones by who has them."""
+    """Return what is fetched together: large contents alone, small ones by the nodes with them."""
     parcels: list[Parcel] = []
-    for model in models:
+    for repo, sizes in contents_by_repo(models).items():
         bundles: dict[frozenset[str], list[str]] = {}
-        for etag, listed in model.contents.items():
-            content = content_key(model.repo, etag)
-            holders = frozenset(node for node, stock in stocks.items() if content in stock.held)
+        for etag, size in sizes.items():
+            key = content_key(repo, etag)
+            holders = frozenset(node for node, stock in stocks.items() if key in stock.contents)
             if len(holders) == len(stocks) or etag in given:
                 continue
-            if listed.content_size > SMALL:
-                key = f"{model.repo}/{etag}"
-                parcels.append(Parcel(key, model.repo, (etag,), listed.content_size))
+            if size > SMALL:
+                parcels.append(Parcel(key, repo, (etag,), size))
             else:
                 bundles.setdefault(holders, []).append(etag)
-        sizes = {etag: listed.content_size for etag, listed in model.contents.items()}
         for etags in bundles.values():
             for bundle in _bundled(etags, sizes):
                 total = sum(sizes[etag] for etag in bundle)
-                key = f"{model.repo}/{bundle[0]}"
-                parcels.append(Parcel(key, model.repo, tuple(bundle), total))
+                parcels.append(Parcel(content_key(repo, bundle[0]), repo, tuple(bundle), total))
     return parcels
+
+
+def contents_by_repo(models: Sequence[WantedModel]) -> dict[str, dict[str, int]]:
+    """Return repo -> etag -> bytes of what models need, which those of one repo can share."""
+    contents: dict[str, dict[str, int]] = {}
+    for model in models:
+        sizes = contents.setdefault(model.repo, {})
+        sizes |= {etag: listed.content_size for etag, listed in model.contents.items()}
+    return contents
 
 
 def _bundled(etags: Sequence[str], sizes: Mapping[str, int]) -> list[list[str]]:
     bundles: list[list[str]] = [[]]
     for etag in etags:
         last = bundles[-1]
-        full = sum(sizes[one] for one in last) + sizes[etag] > _BUNDLE_BYTES
+        full = sum(map(sizes.__getitem__, last)) + sizes[etag] > _BUNDLE_BYTES
         if last and (full or len(last) >= _BUNDLE_FILES):
             bundles.append([])
         bundles[-1].append(etag)
@@ -95,21 +101,21 @@ def _bundled(etags: Sequence[str], sizes: Mapping[str, int]) -> list[list[str]]:
 
 def stock_of(stock: NodeStock, parcels: Sequence[Parcel]) -> Stock:
     """Return what a node has and wants, in parcels."""
-    held: list[str] = []
+    complete: list[str] = []
     begun: dict[str, int] = {}
     for parcel in parcels:
         keys = [content_key(parcel.repo, etag) for etag in parcel.etags]
-        if stock.held.issuperset(keys):
-            held.append(parcel.key)
+        if stock.contents.issuperset(keys):
+            complete.append(parcel.key)
         begun[parcel.key] = sum(stock.begun.get(key, 0) for key in keys)
     wanted = [parcel.key for parcel in parcels]
-    return Stock(held, wanted, begun, reaches_hub=stock.reaches_hub)
+    return Stock(complete, wanted, begun, reaches_hub=stock.reaches_hub)
 
 
 class _Spreading:
-    """What is known of a run, and how it is said.
+    """What is known of a run, and how it is shown.
 
-    The arguments are those of `Spread`.
+    The arguments are those of `Spreader`.
     """
 
     def __init__(
@@ -144,30 +150,30 @@ class _Spreading:
         """Sender and receiver -> bytes."""
 
     def _name_of(self, parcel: Parcel) -> str:
-        model = next(model for model in self._models if model.repo == parcel.repo)
+        model = next(
+            model
+            for model in self._models
+            if model.repo == parcel.repo and not model.contents.keys().isdisjoint(parcel.etags)
+        )
         names = sorted(n for n in model.wanted if model.files[n].etag in parcel.etags)
-        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        name = f"{names[0]}{others}"
-        return name if len(self._models) == 1 else f"{parcel.repo}: {name}"
+        name = first_of(names, 1)
+        return name if len(self._models) == 1 else f"{model.id}: {name}"
 
     def _show_plan(self) -> None:
-        totals = dict.fromkeys(self.states, 0)
-        have = dict(totals)
-        for name in self.states:
-            missing = self.planner.missing[name]
-            totals[name] = sum(self.parcels[key].size for key in missing)
-            have[name] = 0
+        missing = {
+            name: {self._shown[key]: self.parcels[key].size for key in self.planner.missing[name]}
+            for name in self.states
+        }
+        totals = {name: sum(sizes.values()) for name, sizes in missing.items()}
         self._progress.noun = "node"
-        self._progress.planned("fetched", totals, have)
-        for name, total in totals.items():
-            if total:
-                missing = self.planner.missing[name]
-                sizes = {self._shown[key]: self.parcels[key].size for key in missing}
+        self._progress.planned("fetched", totals, dict.fromkeys(totals, 0))
+        for name, sizes in missing.items():
+            if totals[name]:
                 self._progress.started(name, sizes, 0)
 
     def incomplete(self) -> dict[str, Failure]:
         """Return node -> why it is not complete."""
-        found: dict[str, Failure] = {}
+        failures: dict[str, Failure] = {}
         left = self.planner.incomplete
         for name, state in self.states.items():
             failure = state.error
@@ -181,18 +187,18 @@ class _Spreading:
             if failure is None and state.finished is not None and state.finished.errors:
                 failure = next(iter(state.finished.errors.values()))
             if failure is not None:
-                found[name] = failure
-        return found
+                failures[name] = failure
+        return failures
 
     def _missing(self, keys: Sequence[str]) -> Failure:
         others = [error for (_, key), error in self._errors.items() if key in keys]
         if others:
             return others[0]
-        what = counted(len(keys), "file")
-        return Failure("partly", f"{what} missing", None, int(ExitCode.PARTLY))
+        missing = f"{counted(len(keys), 'file')} missing"
+        return Failure("partly", missing, None, int(ExitCode.PARTLY))
 
 
-class Spread(_Spreading):
+class Spreader(_Spreading):
     """One run: the parcels of some models are spread over the nodes.
 
     Args:
@@ -218,7 +224,7 @@ class Spread(_Spreading):
     # Before and after.
 
     def _open(self) -> None:
-        """Let all nodes serve what they have; who cannot is left out."""
+        """Let all nodes serve what they have; those that cannot are left out."""
         peers = tuple(state.node.address for state in self.states.values())
         parcels = tuple(self.parcels.values())
         for name in self.states:
@@ -248,7 +254,7 @@ class Spread(_Spreading):
         self._fleet.call(self.states[name].node, f"pull-{method}", request, silent=silent)
 
     def _replies(self, method: str) -> Iterator[tuple[str, Reply]]:
-        """Yield the answer of each node that was asked; one that was lost meanwhile has one too."""
+        """Yield the answer of each node that was asked, also of one that is lost meanwhile."""
         while self._open_calls[method]:
             for reply in self._fleet.arrived(_NEWS_EVERY):
                 if self._noted(reply) == method:
@@ -285,7 +291,7 @@ class Spread(_Spreading):
         if reply.lost:
             return
         if reply.failure is not None:
-            # What fails there, although it only says or begins something, fails for good.
+            # A call that only reports or begins something should not fail: the node is given up.
             state.error = state.error or reply.failure
             self._lost(state, reply.failure)
         elif method == "news":
@@ -294,7 +300,7 @@ class Spread(_Spreading):
             self._take_check(state, reply.value(Checked))
 
     def _lost(self, state: NodeState, failure: Failure | None) -> None:
-        """A node does not answer: others are to continue without it."""
+        """A node does not answer: the others continue without it."""
         if state.lost is not None:
             return
         name = state.node.name
@@ -330,10 +336,7 @@ class Spread(_Spreading):
         assert landing.error is not None
         self.planner.moved(node, key, landing.have)
         self._errors[node, key] = landing.error
-        if landing.fault == "wrong" and source is not None:
-            self.planner.wrong(node, key)
-            self._suspect(source, key)
-        elif landing.fault == "source" and source is not None:
+        if landing.fault in ("wrong", "source") and source is not None:
             self.planner.failed(node, key)
             self._suspect(source, key)
         elif landing.fault == "node":
@@ -349,7 +352,7 @@ class Spread(_Spreading):
             self.planner.failed(node, key, shuns=landing.fault != "stopped")
 
     def _suspect(self, source: str, key: str) -> None:
-        """Let who sent a parcel in vain read it; nobody is sent it meanwhile."""
+        """Let the sender of a parcel that failed read it; meanwhile no node gets it from there."""
         if self.states[source].lost is not None or (source, key) in self._checking:
             return
         self.planner.suspect(source, key)

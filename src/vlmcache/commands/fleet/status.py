@@ -6,16 +6,18 @@ import os
 from collections.abc import Mapping, Sequence
 
 from vlmcache.change.plan import Failure
-from vlmcache.commands.fleet.asking import ask_all
+from vlmcache.commands.fleet.asking import Work, ask_all
 from vlmcache.commands.fleet.calls import Fleet, Node
-from vlmcache.commands.fleet.requests import StatusRequest, Stock
+from vlmcache.commands.fleet.requests import CacheOnNode, StatusRequest
 from vlmcache.commands.fleet.values import FleetStatus, ModelOnNode, NodeStatus
 from vlmcache.config import Config, parse_name, without_addresses
 from vlmcache.errors import UsageError
 from vlmcache.progress import Progress
 
 
-def status(fleet: Fleet, models: Sequence[str], progress: Progress, *, check: bool) -> FleetStatus:
+def status_of_nodes(
+    fleet: Fleet, models: Sequence[str], progress: Progress, *, check: bool
+) -> FleetStatus:
     """Return what nodes have of models.
 
     Args:
@@ -23,15 +25,15 @@ def status(fleet: Fleet, models: Sequence[str], progress: Progress, *, check: bo
         models: names that each node understands; if there are none, what any node has configured,
             and if none has, what is in any cache.
         progress: shows who is waited for.
-        check: count it as a problem if the nodes do not all have the same, completely.
+        check: count it as a problem if the nodes do not all have the same models, complete.
     """
     request = StatusRequest(tuple(models))
-    replies = ask_all(fleet, "status", {node.id: request for node in fleet.nodes}, progress)
-    stocks: dict[str, Stock] = {}
+    replies = ask_all(fleet, Work("status"), {node.id: request for node in fleet.nodes}, progress)
+    stocks: dict[str, CacheOnNode] = {}
     failures: dict[str, Failure] = {}
     for key, reply in replies.items():
         if reply.failure is None:
-            stocks[key] = reply.value(Stock)
+            stocks[key] = reply.value(CacheOnNode)
         else:
             failures[key] = reply.failure
     return merged(fleet.nodes, stocks, failures, checked=check)
@@ -39,14 +41,14 @@ def status(fleet: Fleet, models: Sequence[str], progress: Progress, *, check: bo
 
 def merged(
     nodes: Sequence[Node],
-    stocks: Mapping[str, Stock],
+    stocks: Mapping[str, CacheOnNode],
     failures: Mapping[str, Failure],
     *,
     checked: bool = False,
 ) -> FleetStatus:
     """Return one report of what nodes have answered (pure).
 
-    Each model that one of them reports is looked up on all.
+    A model that one node reports is looked up on all of them.
     """
     named = {model.id: model for stock in stocks.values() for model in stock.models}
     if not named:
@@ -71,7 +73,7 @@ def merged(
     return FleetStatus(tuple(rows), tuple(named), checked)
 
 
-def _found(stock: Stock, wanted: ModelOnNode) -> ModelOnNode:
+def _found(stock: CacheOnNode, wanted: ModelOnNode) -> ModelOnNode:
     """Return a model as a node has it."""
     for model in (*stock.models, *stock.repos):
         if model.id == wanted.id:

@@ -20,18 +20,11 @@ from vlmcache.change.abilities import check_filesystem, refused_names
 from vlmcache.change.place import check_places, disk_failure
 from vlmcache.change.plan import Failure, Plan, joined
 from vlmcache.change.space import FreeSpace
-from vlmcache.commands.fleet.parcels import (
-    NodeStock,
-    WantedModel,
-    content_key,
-)
+from vlmcache.commands.fleet.parcels import NodeStock, WantedModel, content_key
 from vlmcache.commands.pull.plan import DownloadOrder, Listing, plan_pull
 from vlmcache.commands.pull.room import abilities_needed, find_shortage, without_fetches
 from vlmcache.config import Session, own_home
-from vlmcache.errors import (
-    VlmcacheError,
-    reason_of,
-)
+from vlmcache.errors import VlmcacheError, reason_of
 from vlmcache.home.journal import Journal, read_damaged
 
 
@@ -44,15 +37,15 @@ class Surveyor:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._models: dict[str, WantedModel] = {}
+        self._models: Sequence[WantedModel] = ()
         self._distrusted: set[str] = set()
         self._space = FreeSpace(session.cache.dir)
 
     def survey(self, models: Sequence[WantedModel]) -> NodeStock:
         """Return what the node has of models, and whether the rest can be put here."""
-        self._models = {model.repo: model for model in models}
+        self._models = models
         cache = self._session.cache.dir
-        held: set[str] = set()
+        contents: set[str] = set()
         begun: dict[str, int] = {}
         to_fetch: dict[str, int] = {}
         complete: set[str] = set()
@@ -69,11 +62,11 @@ class Surveyor:
                 continue
             self._distrusted |= order.distrusted
             missing = {fetch.etag: fetch for fetch in order.fetches}
-            to_fetch[model.repo] = order.plan.to_fetch
+            to_fetch[model.id] = order.plan.to_fetch
             if not order.plan.actions and not order.new_listing:
-                complete.add(model.repo)
+                complete.add(model.id)
             wanted = {model.files[name].etag for name in order.wanted}
-            held |= {content_key(model.repo, etag) for etag in wanted - missing.keys()}
+            contents |= {content_key(model.repo, etag) for etag in wanted - missing.keys()}
             begun |= {content_key(model.repo, f.etag): f.have for f in missing.values() if f.have}
             plans.append(without_fetches(order.plan, fetched))
         free, needed = 0, abilities_needed(cache, plans)
@@ -89,7 +82,7 @@ class Surveyor:
             _place_of(cache),
             cache,
             free,
-            frozenset(held),
+            frozenset(contents),
             begun,
             to_fetch,
             frozenset(complete),
@@ -142,7 +135,7 @@ class Surveyor:
         """Read contents that are here, and return the damaged ones, which are remembered."""
         folder = os.path.join(self._session.cache.dir, layout.folder_of(repo))
         tree = CacheTree(self._session.cache.dir)
-        found: list[str] = []
+        damaged: list[str] = []
         for etag in etags:
             path = layout.blob_path(folder, etag)
             try:
@@ -151,11 +144,11 @@ class Surveyor:
                 log.info("fleet", "cannot be read: '%s': %s", path, reason_of(error))
                 actual = ""
             if actual != etag:
-                found.append(etag)
+                damaged.append(etag)
                 self._distrusted.add(etag)
                 with contextlib.suppress(OSError):
                     self._remember_damage(tree, path)
-        return found
+        return damaged
 
     def _remember_damage(self, tree: CacheTree, path: str) -> None:
         descriptor = tree.open_content(path)
@@ -163,16 +156,16 @@ class Surveyor:
             identity = identify_open(descriptor)
         finally:
             os.close(descriptor)
-        with Journal(own_home(self._session.environment)[0]) as memory:
-            memory.record_damaged([identity], time.time())
+        with Journal(own_home(self._session.environment)[0]) as journal:
+            journal.record_damaged([identity], time.time())
 
 
 def as_ours(error: BaseException, path: str) -> VlmcacheError:
-    """Return a failure as one of ours.
+    """Return any exception as one of our errors.
 
     Args:
         error: what was raised.
-        path: what it was about, if the disk has failed.
+        path: what the disk was asked for, if that failed.
     """
     if isinstance(error, VlmcacheError):
         return error
@@ -182,7 +175,7 @@ def as_ours(error: BaseException, path: str) -> VlmcacheError:
 
 
 def _place_of(cache_dir: str) -> str:
-    """Return what names a cache, wherever it is seen from: the same for nodes that share it."""
+    """Return what identifies a cache, wherever it is seen from: nodes that share it agree."""
     place = nearest_folder(cache_dir)
     status, mount = os.stat(place), mount_of(place)
     rest = os.path.relpath(os.path.realpath(cache_dir), os.path.realpath(place))
@@ -192,7 +185,7 @@ def _place_of(cache_dir: str) -> str:
 
 
 def _machine() -> str:
-    """Return what names this start of this machine."""
+    """Return what identifies this machine since it was started."""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
     return socket.gethostname()

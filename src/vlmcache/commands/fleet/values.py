@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -15,10 +14,10 @@ from vlmcache.errors import ExitCode, PartlyError, VlmcacheError
 from vlmcache.installing import install_extra
 from vlmcache.load.report import LoadFailure, Machine, Result, Spread
 from vlmcache.report import Report
-from vlmcache.units import and_more, command, counted
+from vlmcache.units import command, counted, first_of
 
-_NAMED = 5
-"""So many nodes are named in a message."""
+_MOST_REASONS = 5
+"""The most reasons in a message."""
 _CLIENT_PORT = 10001
 """Where a head node listens to machines that are not part of its cluster, by default."""
 
@@ -46,7 +45,7 @@ class ClusterError(VlmcacheError):
             return cls(f"the cluster at '{address}' cannot be joined: {text}")
         host, _, port = address.rpartition(":")
         if kind == "TimeoutError" and "/" not in host and port.isdecimal():
-            # Ray waits for a node of the cluster on this machine, and says nothing else.
+            # Ray waits for a node of the cluster on this machine, and reports nothing else.
             return cls(
                 f"the cluster at '{address}' was not joined: {text}",
                 "a machine that is not part of it joins with --address "
@@ -101,25 +100,25 @@ class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FleetReport(Report, frozen=True):
-    """What a verb returns; its `nodes` are of the verb's own type."""
+    """What a verb returns. Each verb has a type of its own for `nodes`."""
 
     @property
     def rows(self) -> Sequence[FleetNode]:
-        """The nodes, as far as all verbs know them."""
+        """The nodes, with what all verbs say of them."""
         raise NotImplementedError
 
     @property
     def problem(self) -> VlmcacheError | None:
-        """What some nodes did not do."""
+        """Which nodes failed, and why."""
         if "_problem" in self.__dict__:
             return super().problem
         return nodes_problem(self.rows)
 
 
 def nodes_problem(nodes: Sequence[FleetNode]) -> VlmcacheError | None:
-    """Return what the failures of nodes come to.
+    """Return the failures of nodes as one error; `None` if there are none.
 
-    If all failed in one way, the command failed in that way; if some did, a part is done.
+    If all nodes failed with the same exit code, that is the command's; otherwise it is partly done.
     """
     failed = [(node, node.error) for node in nodes if node.error is not None]
     if not failed:
@@ -144,24 +143,19 @@ def nodes_problem(nodes: Sequence[FleetNode]) -> VlmcacheError | None:
 
 
 def _grouped(reasons: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Yield who gives which reason: `gpu1, gpu2 (no answer)`."""
+    """Yield the nodes with each reason: `gpu1, gpu2 (no answer)`."""
     names: dict[str, list[str]] = {}
     for name, reason in reasons:
         names.setdefault(reason, []).append(name)
-    shown = list(names.items())[:_NAMED]
+    shown = list(names.items())[:_MOST_REASONS]
     for reason, those in shown:
-        yield f"{some(those)} ({reason})"
+        yield f"{first_of(those)} ({reason})"
     if len(names) > len(shown):
         yield f"and {len(names) - len(shown)} more"
 
 
-def some(names: Sequence[str]) -> str:
-    """Return names, of many only the first."""
-    return ", ".join(names[:_NAMED]) + and_more(len(names) - _NAMED)
-
-
 def error_of(failure: Failure) -> VlmcacheError:
-    """Return a failure that crossed from a node as the error that it was there."""
+    """Return a failure that came from a node as the error that it was there."""
     kinds = {kind.code: kind for kind in _kinds(VlmcacheError)}
     exit_codes = {kind.exit_code: kind for kind in reversed(list(_kinds(VlmcacheError)))}
     kind = kinds.get(failure.code) or exit_codes.get(ExitCode(failure.exit_code), VlmcacheError)
@@ -217,7 +211,7 @@ class FleetStatus(FleetReport, frozen=True):
     models: tuple[str, ...] = ()
     """The models that the report is about."""
     checked: bool = False
-    """Whether it is a problem if the nodes do not all have the same of each model."""
+    """Whether it is a problem if a node is missing a model, or has another commit of it."""
 
     @property
     def rows(self) -> Sequence[FleetNode]:
@@ -245,37 +239,51 @@ class FleetStatus(FleetReport, frozen=True):
         return commits
 
     @property
+    def incomplete(self) -> list[str]:
+        """Which models are not cached on which nodes, in words."""
+        parts: list[str] = []
+        for number, name in enumerate(self.models):
+            nodes: dict[str, list[str]] = {}
+            for node in self.nodes:
+                if node.error is None and node.models[number].state != "cached":
+                    nodes.setdefault(node.models[number].state, []).append(node.node)
+            parts += (f"{name} is {state} on {first_of(names)}" for state, names in nodes.items())
+        return parts
+
+    @property
     def problem(self) -> VlmcacheError | None:
-        """What nodes did not answer, or what `--check` found."""
+        """What `--check` found, or which nodes did not answer."""
         return (self._difference() if self.checked else None) or super().problem
 
     def _difference(self) -> VlmcacheError | None:
         if not self.models:
             return FleetCheckError("no model is cached on these nodes")
-        parts: list[str] = []
-        for number, name in enumerate(self.models):
-            states = Counter[str]()
-            named: dict[str, list[str]] = {}
-            for node in self.nodes:
-                if node.error is None and node.models[number].state != "cached":
-                    named.setdefault(node.models[number].state, []).append(node.node)
-                    states[node.models[number].state] += 1
-            parts += (f"{name} is {state} on {some(nodes)}" for state, nodes in named.items())
-        for name, commits in self.commits.items():
-            if len(commits) > 1:
-                words = ", ".join(
-                    f"{commit[:7]} on {some(nodes)}" for commit, nodes in commits.items()
-                )
-                parts.append(f"commits of {name} differ: {words}")
+        parts = self.incomplete
+        parts += (
+            differing_commits(name, commits)
+            for name, commits in self.commits.items()
+            if len(commits) > 1
+        )
         silent = [node.node for node in self.nodes if node.error is not None]
-        parts += [f"not known of {some(silent)}"] if silent else []
+        parts += [f"not known of {first_of(silent)}"] if silent else []
         if not parts:
             return None
-        shown = "; ".join(parts[:_NAMED]) + and_more(len(parts) - _NAMED)
+        shown = first_of(parts, separator="; ")
         error = FleetCheckError(f"the nodes do not all have the same: {shown}")
         problem = super().problem
         error.causes = () if problem is None else problem.causes or (problem,)
         return error
+
+
+def differing_commits(name: str, commits: Mapping[str, Sequence[str]]) -> str:
+    """Return that nodes have different commits of a model.
+
+    Args:
+        name: the model.
+        commits: commit -> the nodes that have it.
+    """
+    words = ", ".join(f"{commit[:7]} on {first_of(nodes)}" for commit, nodes in commits.items())
+    return f"commits of {name} differ: {words}"
 
 
 class RemovedModel(msgspec.Struct, frozen=True):
@@ -293,12 +301,12 @@ class NodeRemoval(FleetNode, frozen=True, kw_only=True):
     plan: Plan | None = None
     receipt: Receipt | None = None
     in_use: tuple[Kept, ...] = ()
-    """What processes use there, and who they are."""
+    """What processes use there, and which processes."""
     findings: tuple[Finding, ...] = ()
-    """Which models that stay need what is removed."""
+    """Models that stay and need what is removed."""
     trash: Keeping = Keeping()
     missed_by: int = 0
-    """Bytes that could not be freed of those asked for."""
+    """Bytes that were asked for and cannot be freed."""
 
 
 class FleetRemoval(FleetReport, frozen=True):
@@ -306,11 +314,11 @@ class FleetRemoval(FleetReport, frozen=True):
 
     nodes: tuple[NodeRemoval, ...]
     frees: int = 0
-    """Bytes of disk that the plans of all nodes give back."""
+    """Bytes that the plans of all nodes free."""
     freed: int = 0
-    """What was freed on all nodes."""
+    """Bytes that were freed on all nodes."""
     trashed: int = 0
-    """What is freed there when the trash is emptied, and not before."""
+    """Bytes that are freed there once the trash is emptied."""
 
     @property
     def rows(self) -> Sequence[FleetNode]:
@@ -339,7 +347,7 @@ class NodeVerification(FleetNode, frozen=True, kw_only=True):
     """What was verified on a node."""
 
     models: tuple[DamagedModel, ...] = ()
-    """The models that are not as they should be."""
+    """The models of which something is damaged or missing."""
     cache: str = ""
     checked: int = 0
     """Files that were read and hashed this time."""
@@ -374,14 +382,14 @@ class FleetVerification(FleetReport, frozen=True):
         problem = super().problem
         if problem is None or not self.ids:
             return problem
-        # Whatever the other nodes did: what was found is certain.
+        # Damage is certain, whatever the other nodes did.
         repos = dict.fromkeys(model.repo for node in self.nodes for model in node.models)
-        found = DamageError(
+        damage = DamageError(
             problem.message,
             f"'{command('fleet', 'pull', *repos)}' fetches what is bad from nodes where it is good",
         )
-        found.causes = problem.causes
-        return found
+        damage.causes = problem.causes
+        return damage
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
@@ -394,9 +402,9 @@ class LoadedModel(msgspec.Struct, frozen=True):
     cold: Spread | None = None
     warm: Spread | None = None
     ratio: float | None = None
-    """How many times as long as on the median of the other nodes; `None` if there is none."""
+    """How many times as long as the median of the other nodes; `None` if there are none."""
     slow: bool = False
-    """Whether that is more than other nodes' times, and chance, explain."""
+    """Whether that is more than the spread of the other nodes explains."""
 
 
 class NodeLoads(FleetNode, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""The verbs of `fleet` for people: a line for each node, then what is not as it should be."""
+"""The verbs of `fleet` for people: a line for each node, then what is wrong."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import IO, TypeVar
 from rich.console import Console
 from rich.text import Text
 
+from vlmcache.commands.fleet.calls import LOST
 from vlmcache.commands.fleet.pull_values import FleetPull, PulledNode
-from vlmcache.commands.fleet.said import said_of
+from vlmcache.commands.fleet.removal_notes import notes_of
 from vlmcache.commands.fleet.values import (
     FleetLoads,
     FleetNode,
@@ -19,7 +20,7 @@ from vlmcache.commands.fleet.values import (
     LoadedModel,
     NodeRemoval,
     NodeStatus,
-    some,
+    differing_commits,
 )
 from vlmcache.load.report import Spread
 from vlmcache.load.words import doubts
@@ -28,7 +29,7 @@ from vlmcache.show.prose import whole
 from vlmcache.show.rows import print_rows, table, width_of, wrapped
 from vlmcache.show.tables import state_text
 from vlmcache.show.text import NOTHING, printable
-from vlmcache.units import command, counted, pace_text, seconds_text, size_text
+from vlmcache.units import command, counted, first_of, pace_text, seconds_text, size_text
 
 _N = TypeVar("_N", bound=FleetNode)
 _Columns = Mapping[str, Sequence[str | Text]]
@@ -36,10 +37,10 @@ _Columns = Mapping[str, Sequence[str | Text]]
 
 _ROWS = 20
 _NOTES = 6
-"""So many lines of each kind say what stays, and what is to be known."""
+"""The most lines that say what stays, and the most warnings."""
 _LATER = "when the trash is emptied"
 _MOST_MODELS = 6
-"""Of so many models, each has a column if the screen is wide enough."""
+"""Up to so many models have a column each, if the screen is wide enough."""
 _COMMIT = 7
 _NUMBERS = (
     *("ON DISK", "EXPECTED", "FREE", "FREES", "FREED", "FILES", "SIZE", "COLD", "WARM"),
@@ -90,8 +91,8 @@ def _headline(status: FleetStatus) -> Text:
     text = Text(f"{counted(len(status.nodes), 'node')}, ", "bold")
     text.append(counted(len(status.models), "model"), "bold")
     if status.models:
-        what = printable(status.models[0]) if len(status.models) == 1 else "all of them"
-        text.append(f": {len(status.ids)} of {len(status.nodes)} have {what}", "not bold")
+        models = printable(status.models[0]) if len(status.models) == 1 else "all of them"
+        text.append(f": {len(status.ids)} of {len(status.nodes)} have {models}", "not bold")
     if silent:
         text.append(f", {silent} without an answer", "not bold")
     return text
@@ -135,17 +136,9 @@ def _size(size: int | None) -> str:
 
 
 def _print_incomplete(out: Console, status: FleetStatus) -> None:
-    """Print which models which nodes are without, if the table cannot say it."""
-    if len(status.models) < 2:
-        return
-    lines = []
-    for number, name in enumerate(status.models):
-        states: dict[str, list[str]] = {}
-        for node in status.nodes:
-            if node.error is None and node.models[number].state != "cached":
-                states.setdefault(node.models[number].state, []).append(printable(node.node))
-        lines += [f"{printable(name)} is {state} on {some(on)}" for state, on in states.items()]
-    _print_lines(out, lines)
+    """Print which models are not cached on which nodes, unless the table says it."""
+    if len(status.models) > 1:
+        _print_lines(out, [*map(printable, status.incomplete)])
 
 
 def _print_commits(out: Console, status: FleetStatus) -> None:
@@ -153,11 +146,7 @@ def _print_commits(out: Console, status: FleetStatus) -> None:
     several = len(status.models) > 1
     for name, commits in status.commits.items():
         if len(commits) > 1:
-            words = ", ".join(
-                f"{commit[:_COMMIT]} on {some([*map(printable, nodes)])}"
-                for commit, nodes in commits.items()
-            )
-            lines.append(f"commits of {printable(name)} differ: {words}")
+            lines.append(printable(differing_commits(name, commits)))
         elif commits and several:
             lines.append(f"{printable(name)}: commit {next(iter(commits))[:_COMMIT]}")
     _print_lines(out, lines)
@@ -176,18 +165,13 @@ def _print_lines(out: Console, lines: Sequence[str], count: int | None = None) -
 def show_pull(report: FleetPull, *, verbose: bool = False) -> None:
     """Print what each node has now, or would fetch."""
     out = console()
-    for model in report.models:
-        done = [
-            node
-            for node in report.nodes
-            for one in node.models
-            if one.repo == model.repo and one.state in ("cached", "pulled")
-        ]
+    for number, model in enumerate(report.models):
+        done = [node for node in report.nodes if node.models[number].state in ("cached", "pulled")]
         key = f"{model.key}:{model.variant}" if model.variant else model.key
         files, commit = counted(model.files, "file"), model.commit[:_COMMIT]
-        what = f"{files}, {size_text(model.size)}, commit {commit}"
-        of = f"{len(done)} of {counted(len(report.nodes), 'node')}"
-        print_rows(out, wrapped(out, f"{printable(key)} ({what}): complete on {of}"))
+        facts = f"{files}, {size_text(model.size)}, commit {commit}"
+        nodes_done = f"{len(done)} of {counted(len(report.nodes), 'node')}"
+        print_rows(out, wrapped(out, f"{printable(key)} ({facts}): complete on {nodes_done}"))
     nodes = _shown(report.nodes, verbose=verbose)
     columns: dict[str, Sequence[str | Text]] = {
         "NODE": [printable(node.node) for node in nodes],
@@ -246,7 +230,7 @@ def show_removal(removal: FleetRemoval, *, verbose: bool = False) -> None:
             if node.receipt is not None and node.receipt.trash_id is not None
         ]
         if ids:
-            out.print("What is typed on a node restores it there:")
+            out.print("To restore it, type on the node:")
             _print_lines(out, ids)
     else:
         out.print(f"Frees {frees_words(removal)}.")
@@ -277,7 +261,7 @@ def show_removal_plan(
             "REMOVES": [printable(name) for name in shown],
             "FREES": [size_text(frees[name]) for name in shown],
         }
-        wide = {"NODES": [some(on[name]) for name in shown]}
+        wide = {"NODES": [first_of(on[name]) for name in shown]}
         counts = {"NODES": [str(len(on[name])) for name in shown]}
         _print_table(out, [{**rows, **wide}, {**rows, **counts}], "REMOVES")
         _print_rest(out, len(names) - len(shown), "model")
@@ -294,21 +278,21 @@ def show_removal_plan(
     _print_table(out, [columns])
     _print_rest(out, len(removal.nodes) - len(nodes))
     _print_errors(out, removal.nodes)
-    for heading, said in said_of(removal).items():
-        lines = _by_nodes(said)
+    for heading, notes in notes_of(removal).items():
+        lines = _by_nodes(notes)
         if lines:
             out.print(f"\n{heading}")
             _print_lines(out, lines if verbose else lines[:_NOTES], len(lines))
     out.print()
 
 
-def _by_nodes(said: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return each line once, with the nodes that say it."""
+def _by_nodes(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return each line once, after the nodes that it is about."""
     nodes: dict[str, dict[str, None]] = {}
-    for node, lines in said.items():
+    for node, lines in notes.items():
         for line in lines:
             nodes.setdefault(line, {})[printable(node)] = None
-    return [f"{some(list(names))}: {printable(line)}" for line, names in nodes.items()]
+    return [f"{first_of(list(names))}: {printable(line)}" for line, names in nodes.items()]
 
 
 def _removes(node: NodeRemoval) -> Text:
@@ -385,8 +369,8 @@ def show_loads(report: FleetLoads, *, verbose: bool = False) -> None:
     for node in report.nodes:
         for model in node.models:
             if model.slow:
-                what = f"{printable(model.model)} {model.precision}"
-                text = f"{printable(node.node)} is slow: {what} takes {model.ratio:.1f} times as"
+                load = f"{printable(model.model)} {model.precision}"
+                text = f"{printable(node.node)} is slow: {load} takes {model.ratio:.1f} times as"
                 print_rows(out, wrapped(out, f"{text} long as on the other nodes"))
 
 
@@ -401,7 +385,7 @@ def _verdict(model: LoadedModel) -> Text:
 
 
 def _shown(nodes: Sequence[_N], *, verbose: bool) -> Sequence[_N]:
-    """Return the nodes to list: of many, those with problems first."""
+    """Return the nodes to list; if not all fit, those with problems come first."""
     if verbose or len(nodes) <= _ROWS:
         return nodes
     return sorted(nodes, key=lambda node: node.error is None)[:_ROWS]
@@ -429,7 +413,7 @@ def _print_rest(out: Console, count: int, noun: str = "node") -> None:
 
 
 def _print_errors(out: Console, nodes: Sequence[FleetNode]) -> None:
-    """Print why nodes did not do what was asked for."""
+    """Print why nodes failed."""
     failed = [node for node in nodes if node.error is not None]
     for node in failed[:_ROWS]:
         assert node.error is not None
@@ -442,5 +426,5 @@ def _print_errors(out: Console, nodes: Sequence[FleetNode]) -> None:
 
 
 def _failed_word(node: FleetNode) -> str:
-    lost = node.error is not None and node.error.code == "node-lost"
+    lost = node.error is not None and node.error.code == LOST
     return "no answer" if lost else "failed"

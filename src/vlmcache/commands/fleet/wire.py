@@ -1,4 +1,4 @@
-"""What the process that knows Ray and the one that was typed say to each other: lines of JSON."""
+"""The lines of JSON between the command's process and the one that knows Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
     address: str
     setup: str
     """What each actor is given, as JSON."""
-    verbose: bool
+    sees_gpus: bool = False
+    """Whether actors see the GPUs, of which they reserve none."""
+    verbose: bool = False
     """Whether Ray may print."""
 
 
@@ -31,7 +33,7 @@ class Ask(msgspec.Struct, frozen=True, tag="ask"):
     method: str
     request: str
     silent: float
-    """Seconds after which the node is given up if its work does not get on."""
+    """Seconds without progress after which the node is given up."""
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -68,7 +70,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 class Answered(msgspec.Struct, frozen=True, tag="answered"):
-    """A call was answered: with JSON, or with why the node answers no longer."""
+    """The answer to a call: JSON, or why the node no longer answers."""
 
     number: int
     content: str = ""
@@ -90,8 +92,8 @@ def line(message: msgspec.Struct) -> bytes:
     return msgspec.json.encode(message) + b"\n"
 
 
-def encoded(value: msgspec.Struct) -> bytes:
-    """Return a value as JSON; names that are no UTF-8 with their bytes written out."""
+def as_json(value: msgspec.Struct) -> bytes:
+    """Return a value as JSON; in names that are not UTF-8, the bytes are written out."""
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:

@@ -10,26 +10,26 @@ from vlmcache.change.plan import Plan, ReleaseShared, Remove, RemoveTree
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.steps import (
+    MOST_MODELS,
     Advice,
+    CommandPlans,
     PendingDownload,
-    Planner,
+    fetch_size,
     freed_by_kind,
     no_room,
     not_for,
-    size_of,
     to_download,
 )
 from vlmcache.commands.status.values import CacheSummary, Recommendation
-from vlmcache.units import and_more, exact_size, size_text
+from vlmcache.units import exact_size, first_of, size_text
 
-_MOST_MODELS = 5
 _HARMLESS = frozenset({"lock", "locks", "no-exist", "leftover"})
 """Kinds of what a download does not use, though it belongs to the same repo."""
 
 
 def choose(
     advised: Advice,
-    plans: Planner,
+    plans: CommandPlans,
     room: CacheSummary,
     downloads: Sequence[PendingDownload],
     needed: Collection[str] = (),
@@ -52,7 +52,7 @@ class _Choice:
     def __init__(
         self,
         advised: Advice,
-        plans: Planner,
+        plans: CommandPlans,
         room: CacheSummary,
         downloads: Sequence[PendingDownload],
         needed: Collection[str],
@@ -156,11 +156,12 @@ class _Choice:
         broken = [download for download in downloads if download.damaged and not download.repair]
         if broken:
             names = [download.name for download in broken]
-            text = f"damaged: {_few(names)}; fetch the bad files again{size_of(broken)}{unknown}"
+            text = f"damaged: {first_of(names, 2)}; fetch the bad files again"
+            text += f"{fetch_size(broken)}{unknown}"
             yield self.advised.recommend(text, "pull", *names)
         repaired = [download.name for download in downloads if download.repair]
         if repaired:
-            text = f"damaged: {_few(repaired)}; repair the bad files{unknown}"
+            text = f"damaged: {first_of(repaired, 2)}; repair the bad files{unknown}"
             yield self.advised.recommend(text, "verify", *repaired, "--repair")
         absent = [
             download for download in downloads if not download.damaged and not download.repair
@@ -177,7 +178,7 @@ class _Freeing:
     """
 
     def __init__(
-        self, advised: Advice, plans: Planner, room: CacheSummary, pending: set[str]
+        self, advised: Advice, plans: CommandPlans, room: CacheSummary, pending: set[str]
     ) -> None:
         self.advised = advised
         self.plans = plans
@@ -323,7 +324,7 @@ class _Freeing:
         models = [model for model in unused if model.locked is None]
         self.locked = self.locked or next((model.locked for model in unused if model.locked), None)
         left = wanted
-        for number, model in enumerate(models[:_MOST_MODELS]):
+        for number, model in enumerate(models[:MOST_MODELS]):
             if left <= 0:
                 return
             left -= model.frees
@@ -346,8 +347,3 @@ def _repos_of(plan: Plan) -> set[str]:
         for action in plan.actions
         if isinstance(action, RemoveTree) and action.repo and action.kind in ("repo", "snapshot")
     }
-
-
-def _few(names: Sequence[str]) -> str:
-    """Return names in words; the command next to them names them all."""
-    return ", ".join(names[:2]) + and_more(len(names) - 2)

@@ -22,14 +22,13 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-FIELDS = ("name", "size", "state", "type", "used")
 _STATE_ORDER = ("damaged", "away", "partial", "missing", "cached")
 ROWS = 20
-"""The most rows of a table, unless more are asked for."""
+"""The most rows of a table, unless others are asked for."""
 
 
-class Listing(NamedTuple):
-    """Which rows are shown, and how they came to be."""
+class TableOptions(NamedTuple):
+    """Which rows the tables show, and what was asked for to get them."""
 
     every: bool = False
     """Whether the other repos are listed too."""
@@ -52,8 +51,11 @@ _ORDERS: dict[str, Callable[[Row], Any]] = {
     "name": lambda row: row.repo.lower(),
     "size": lambda row: -row.size_on_disk,
     "state": lambda row: _STATE_ORDER.index(row.state),
+    "type": lambda row: getattr(row, "type", "model"),
     "used": lambda row: row.last_used.timestamp() if row.last_used else 0.0,
 }
+FIELDS = tuple(_ORDERS)
+"""What rows can be filtered and sorted by."""
 
 
 def parse_filter(expression: str, now: datetime) -> Callable[[Row], bool]:
@@ -62,12 +64,12 @@ def parse_filter(expression: str, now: datetime) -> Callable[[Row], bool]:
     `used` is the time since the last use: `used>30d` keeps what was not used for 30 days.
 
     Raises:
-        UsageError: the expression has no such form.
+        UsageError: the expression is not a filter.
     """
     match = _EXPRESSION.fullmatch(expression)
     if match is None or match[1] not in FIELDS:
         raise UsageError(
-            f"--filter {expression!r} has no such form",
+            f"--filter {expression!r} is not a filter",
             "write FIELD OPERATOR VALUE, such as 'size>1GB', 'used>30d', 'state=partial'; fields: "
             + ", ".join(FIELDS),
         )
@@ -104,10 +106,11 @@ def select(
 ) -> tuple[RowT, ...]:
     """Return the rows that pass every filter, in the order asked for.
 
-    Sizes sort the largest first, uses the longest unused first, states the worst first.
+    The largest, the longest unused and the worst state come first; names and types are sorted from
+    a to z.
 
     Raises:
-        UsageError: no such order.
+        UsageError: rows cannot be sorted by that.
     """
     kept = [row for row in rows if all(test(row) for test in filters)]
     if sort is None:

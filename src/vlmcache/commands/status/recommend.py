@@ -19,9 +19,10 @@ from vlmcache.change.plan import joined
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.status.choose import choose
 from vlmcache.commands.status.steps import (
+    MOST_MODELS,
     Advice,
+    CommandPlans,
     PendingDownload,
-    Planner,
     fetching,
     not_for,
     plan_download,
@@ -29,7 +30,6 @@ from vlmcache.commands.status.steps import (
 from vlmcache.commands.status.values import ModelStatus, Recommendation, RepoStatus, Status
 from vlmcache.config import Config, ModelConfig, Session
 
-_MOST_MODELS = 5
 _INCOMPLETE = ("missing", "partial", "damaged")
 
 
@@ -51,11 +51,11 @@ def what_makes_room(known: Known, session: Session, short: Shortage, repos: Coll
         short: the disk.
         repos: what is to be downloaded.
     """
-    planner = Planner(known, session)
-    if not planner.may_evict(short):
+    plans = CommandPlans(known, session)
+    if not plans.may_evict(short):
         return not_for(session.config.path)
-    unused = planner.evictable(repos) if planner.on_cache_disk(short) else ()
-    models = [model for model in unused if model.locked is None][:_MOST_MODELS]
+    unused = plans.evictable(repos) if plans.on_cache_disk(short) else ()
+    models = [model for model in unused if model.locked is None][:MOST_MODELS]
     if not models:
         return f"make room at {short.place}, or lower min_free in config.yaml"
     advised = Advice(session)
@@ -65,12 +65,12 @@ def what_makes_room(known: Known, session: Session, short: Shortage, repos: Coll
     )
 
 
-def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recommendation]:
+def recommend(advised: Advice, plans: CommandPlans, status: Status) -> list[Recommendation]:
     """Return what to do next, the most useful first.
 
     Args:
         advised: makes the commands.
-        planner: makes their plans.
+        plans: what they would do.
         status: the status, which has no recommendations yet.
     """
     # What the hub does not list, no download repairs.
@@ -83,8 +83,8 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
         if repo.linked_to is not None and not os.path.isdir(repo.linked_to)
     }
     lost = {finding.repo for finding in status.findings if finding.code == "not-in-base"}
-    attachable = _attachable(planner.state, status)
-    undoable = _undoable(planner.state, status)
+    attachable = _attachable(plans.state, status)
+    undoable = _undoable(plans.state, status)
     steps = [
         *_bring_back(advised, status.repos),
         *_attach(advised, attachable),
@@ -94,11 +94,11 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
         if repo.away is None and repo.name in gone:
             text = f"{repo.name} was at {repo.linked_to}, which does not exist: remove the link"
             steps.append(advised.recommend(text, "rm", repo.name))
-    state = planner.state
+    state = plans.state
     unknown = {model.id: line for model in status.models if (line := _no_variant(state, model))}
     steps += (Recommendation(line, None) for line in unknown.values())
     downloads = [
-        pending_download(state, planner.config, model, repair=model.repo in unlisted)
+        pending_download(state, plans.config, model, repair=model.repo in unlisted)
         for model in status.models
         if model.state in _INCOMPLETE
         and model.repo not in {*gone, *attachable, *undoable}
@@ -109,7 +109,7 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
         PendingDownload(
             repo.name,
             repo.name,
-            *plan_download(state, repo.name, "main", repo.refs.get("main"), None),
+            *plan_download(state, ModelConfig(repo.name, repo.name), repo.refs.get("main"), None),
             damaged=repo.state == "damaged",
             repair=repo.state == "damaged" and repo.repo in unlisted,
         )
@@ -120,25 +120,25 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
     )
     needed = {
         model.repo
-        for model in planner.config.models.values()
+        for model in plans.config.models.values()
         if model.repo not in asked
         and judge(state.repo(model.repo), model.revision, state.repo, variant=model.variant).state
         in _INCOMPLETE
     }
-    config = planner.config
+    config = plans.config
     own = msgspec.structs.replace(
         status.cache, min_free=config.evict_for, comfortable_free=config.comfortable_for
     )
     if own.bound is None and status.cache.bound is not None:
         text = f"{status.cache.low}, which only {config.path} asks for"
         steps.append(Recommendation(f"{text}: nothing is removed for that", None))
-    steps += choose(advised, planner, own, downloads, needed)
+    steps += choose(advised, plans, own, downloads, needed)
     if not status.configured and config.source == "shipped":
         cached = any(repo.type == "model" and repo.state == "cached" for repo in status.repos)
         what = "the cached models" if cached else "three models to start from"
         text = f"no model is configured: write a config.yaml that lists {what}"
         steps.append(advised.recommend(text, "init"))
-    offline = planner.known.environment.offline_by
+    offline = plans.known.environment.offline_by
     if offline is None:
         return steps
     return [
@@ -150,7 +150,7 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
 
 
 def _is_begun(repo: RepoStatus, status: Status) -> bool:
-    """Return whether somebody began to download a model, where no configuration says which."""
+    """Return whether somebody began to download a model that no configuration names."""
     return not status.configured and repo.state == "partial" and repo.partials > 0
 
 
@@ -165,37 +165,37 @@ def _attachable(state: CacheState, status: Status) -> dict[str, str]:
 
 
 def _attach(advised: Advice, attachable: Mapping[str, str]) -> Iterator[Recommendation]:
-    """Yield what links to models that a base has."""
+    """Yield commands that link to models that a base has."""
     for base in dict.fromkeys(attachable.values()):
-        names = [name for name, one in attachable.items() if one == base]
-        text = f"in the base {base}: {', '.join(names[:3])}{units.and_more(len(names) - 3)}"
+        names = [name for name, attached in attachable.items() if attached == base]
+        text = f"in the base {base}: {units.first_of(names, 3)}"
         yield advised.recommend(text, "attach", base)
 
 
 def _undoable(state: CacheState, status: Status) -> dict[str, Trashed]:
     """Return model -> the last removal that has it in the trash, of those that are missing."""
     trash = read_trash(state.dir) if state.trashed else []
-    found: dict[str, Trashed] = {}
+    removals: dict[str, Trashed] = {}
     for model in status.models:
         for trashed in trash if model.state == "missing" else ():
             revisions = trashed.record.revisions if trashed.record is not None else ()
             if any(
                 layout.repo_folder(*key[:2]) == layout.folder_of(model.repo) for key in revisions
             ):
-                found[model.repo] = trashed
-    return found
+                removals[model.repo] = trashed
+    return removals
 
 
 def _undo(advised: Advice, undoable: Mapping[str, Trashed]) -> Iterator[Recommendation]:
-    """Yield what restores models that are in the trash; a pull of them would take them back too."""
+    """Yield commands that restore models from the trash; a pull would take them back too."""
     for removal in dict.fromkeys(trashed.id for trashed in undoable.values()):
         names = [name for name, trashed in undoable.items() if trashed.id == removal]
-        text = f"in the trash: {', '.join(names[:3])}{units.and_more(len(names) - 3)}"
+        text = f"in the trash: {units.first_of(names, 3)}"
         yield advised.recommend(text, "undo", removal)
 
 
 def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recommendation]:
-    """Yield what makes repos reachable that are on a drive that is away."""
+    """Yield what makes repos on a drive that is away reachable again."""
     unmounted: dict[Away, list[str]] = {}
     for repo in repos:
         if repo.away is not None:
@@ -212,8 +212,12 @@ def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recomm
 
 def name_to_pull(state: CacheState, config: Config, model: ModelStatus) -> str:
     """Return what to type for a model of the status."""
-    wanted = ModelConfig(model.key, model.repo, model.revision, variant=_variant_to_pull(model))
-    return names_in(state, config).name_of(wanted)
+    return names_in(state, config).name_of(_to_pull(model))
+
+
+def _to_pull(model: ModelStatus) -> ModelConfig:
+    """Return what is pulled of a model."""
+    return ModelConfig(model.key, model.repo, model.revision, variant=_variant_to_pull(model))
 
 
 def _variant_to_pull(model: ModelStatus) -> str | None:
@@ -221,7 +225,7 @@ def _variant_to_pull(model: ModelStatus) -> str | None:
     if model.variant is not None or len(model.variants) < 2 or model.state not in _INCOMPLETE:
         return model.variant
     order = {"damaged": 0, "partial": 1, "cached": 2, "missing": 3}
-    return min(model.variants, key=lambda one: order[one.state]).name
+    return min(model.variants, key=lambda variant: order[variant.state]).name
 
 
 def _no_variant(state: CacheState, model: ModelStatus) -> str | None:
@@ -230,7 +234,9 @@ def _no_variant(state: CacheState, model: ModelStatus) -> str | None:
     tree = repo.trees.get(model.commit or "") if repo is not None else None
     if not tree or model.variant is None or gguf.variants(tree).called(model.variant):
         return None
-    listed = ", ".join(f"{one.name} ({units.size_text(one.size)})" for one in model.variants)
+    listed = ", ".join(
+        f"{variant.name} ({units.size_text(variant.size)})" for variant in model.variants
+    )
     has = f"it has {listed}" if listed else "it has no GGUF files"
     return f"{model.repo} has no variant {model.variant}: {has}"
 
@@ -250,9 +256,7 @@ def pending_download(
     repair = damaged and repair
     # `verify` repairs a repo with all its variants.
     named = msgspec.structs.replace(model, variant=None, variants=()) if repair else model
-    plan, known = plan_download(
-        state, model.repo, model.revision, model.commit, model.to_fetch, _variant_to_pull(model)
-    )
+    plan, known = plan_download(state, _to_pull(model), model.commit, model.to_fetch)
     # A pull of it fetches the other repos that it needs too.
     others = (model.to_fetch or 0) - plan.to_fetch if known else 0
     if others > 0:

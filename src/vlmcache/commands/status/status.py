@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 
 import msgspec
@@ -38,14 +38,12 @@ from vlmcache.cache.model_configs import decoded, stored_precision
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, Repo, Revision, State
 from vlmcache.cache.trash import with_trash
-from vlmcache.cache.usage import LastUse
 from vlmcache.cache.weights import Precision
 from vlmcache.change.known import Known
 from vlmcache.change.names import names_in
-from vlmcache.change.removals import Key
 from vlmcache.commands.status.filters import parse_filter, select
 from vlmcache.commands.status.recommend import recommend
-from vlmcache.commands.status.steps import Advice, Planner
+from vlmcache.commands.status.steps import Advice, CommandPlans, last_used_at
 from vlmcache.commands.status.values import (
     Elsewhere,
     MemorySource,
@@ -61,7 +59,7 @@ from vlmcache.commands.status.values import (
     summarize_cache,
 )
 from vlmcache.config import ModelConfig, Session, own_home
-from vlmcache.home.copies import list_copies
+from vlmcache.home.copies import KeptCopy, list_copies
 from vlmcache.home.journal import read_damaged
 from vlmcache.scheduled import read_outcomes
 
@@ -112,35 +110,11 @@ def status(session: Session, names: Sequence[str] = (), *, context: int = 0) -> 
         elsewhere=tuple(_elsewhere(state)),
         configured=bool(wanted),
     )
-    steps = recommend(advised, Planner(known, session), shown)
+    steps = recommend(advised, CommandPlans(known, session), shown)
     home = own_home(environment)[0]
     copies = tuple(list_copies(home))
     findings = [advised.completed(finding) for finding in findings]
-    findings += (
-        Finding(
-            "failed-copy",
-            "warning",
-            copy.repo,
-            copy.path,
-            f"the kept {copy.precision} copy could not be loaded and is not used: {copy.failed}",
-            advised.command("quantize", copy.repo, "--precision", copy.precision),
-        )
-        for copy in copies
-        if copy.failed is not None
-    )
-    findings += (
-        Finding(
-            "changed-copy",
-            "warning",
-            copy.repo,
-            copy.path,
-            f"the kept {copy.precision} copy is not as it was made: the next load checks it, and "
-            "quantizes again if it is damaged",
-            advised.command("quantize", copy.repo, "--precision", copy.precision),
-        )
-        for copy in copies
-        if copy.changed and copy.failed is None
-    )
+    findings += _about_copies(advised, copies)
     return msgspec.structs.replace(
         shown,
         recommendations=tuple(steps),
@@ -154,7 +128,7 @@ def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Sta
     """Return the status with only the models and repos that pass, in the order asked for.
 
     Raises:
-        UsageError: a filter or the order has no known form.
+        UsageError: a filter or the order is not a known one.
     """
     now = datetime.now(timezone.utc)
     tests = [parse_filter(expression, now) for expression in filters]
@@ -163,6 +137,22 @@ def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Sta
         models=select(status.models, tests, sort),
         repos=select(status.repos, tests, sort),
     )
+
+
+def _about_copies(advised: Advice, copies: Iterable[KeptCopy]) -> Iterator[Finding]:
+    """Yield which kept copies cannot be used as they are."""
+    for copy in copies:
+        name = f"the kept {copy.precision} copy"
+        remedy = advised.command("quantize", copy.repo, "--precision", copy.precision)
+        if copy.failed is not None:
+            detail = f"{name} could not be loaded and is not used: {copy.failed}"
+            yield Finding("failed-copy", "warning", copy.repo, copy.path, detail, remedy)
+        elif copy.changed:
+            detail = (
+                f"{name} has changed since it was made: the next load checks it, and quantizes "
+                "again if it is damaged"
+            )
+            yield Finding("changed-copy", "warning", copy.repo, copy.path, detail, remedy)
 
 
 def _model_status(
@@ -176,10 +166,10 @@ def _model_status(
     variants = _variants(repo, judgement)
     variant = model.variant
     if len(variants) > 1 and variant is None:
-        cached = [one.name for one in variants if one.state == "cached"]
+        cached = [choice.name for choice in variants if choice.state == "cached"]
         variant = cached[0] if len(cached) == 1 else None
     if repo is not None and revision is not None:
-        last_used = _last_used(known.used, repo, [revision])
+        last_used = _last_used(known, repo, [revision])
     findings += _unreadable_indexes(model.repo, judgement)
     findings += remarks(repo, judgement) if repo is not None else ()
     content, judgement = _read(model.repo, judgement, findings)
@@ -236,13 +226,13 @@ def _variants(repo: Repo | None, judgement: Judgement) -> tuple[VariantStatus, .
     tree, revision = judgement.tree or {}, judgement.revision
     here = {file.name: file.size for file in revision.files} if revision is not None else {}
     sizes = here | {name: file.content_size for name, file in tree.items()}
-    found = gguf.variants(sizes)
-    if not found.variants:
+    listed = gguf.variants(sizes)
+    if not listed.variants:
         return ()
     partials = repo.partials if repo is not None else ()
     begun = {partial.etag for partial in partials}
     begun = {name for name, file in tree.items() if file.etag in begun}
-    bytes_of = found.sizes(sizes)
+    bytes_of = listed.sizes(sizes)
 
     def state_of(names: tuple[str, ...]) -> State:
         if not set(names).isdisjoint(judgement.damaged):
@@ -252,7 +242,8 @@ def _variants(repo: Repo | None, judgement: Judgement) -> tuple[VariantStatus, .
         return "missing" if (here.keys() | begun).isdisjoint(names) else "partial"
 
     return tuple(
-        VariantStatus(one.name, state_of(one.files), bytes_of[one.name]) for one in found.variants
+        VariantStatus(variant.name, state_of(variant.files), bytes_of[variant.name])
+        for variant in listed.variants
     )
 
 
@@ -281,8 +272,9 @@ def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
             absent = sorted(set(judgement.missing) - (judgement.tree or {}).keys())
             detail = f"{file.name} names no shards that could be loaded"
             if absent:
-                names = absent[0] + units.and_more(len(absent) - 1)
-                detail = f"{file.name} names {names}, which the hub does not have"
+                detail = (
+                    f"{file.name} names {units.first_of(absent, 1)}, which the hub does not have"
+                )
             remedy = units.command("verify", repo)
             yield Finding("unreadable-index", "error", repo, path, detail, remedy)
 
@@ -344,7 +336,7 @@ def _memory(
 
 
 def _repo_status(known: Known, repo: Repo) -> RepoStatus:
-    state, used = known.state, known.used
+    state = known.state
     revisions = []
     judged = [judge_revision(repo, revision, state.repo) for revision in repo.revisions]
     for revision, judgement in zip(repo.revisions, judged, strict=True):
@@ -363,20 +355,20 @@ def _repo_status(known: Known, repo: Repo) -> RepoStatus:
                 _variants(repo, judgement),
             )
         )
-    found = judge_repo(repo, judged)
-    amounts = amounts_of(state, repo, worst(found, judged))
+    judged_state = judge_repo(repo, judged)
+    amounts = amounts_of(state, repo, worst(judged_state, judged))
     base, size_in_base = _in_base(repo, repo.revisions)
     return RepoStatus(
         repo=repo.id,
         type=repo.type,
         path=repo.path,
-        state=found,
+        state=judged_state,
         size=repo.size,
         size_on_disk=repo.size_on_disk,
         revisions=tuple(revisions),
         refs=repo.refs,
         partials=len(repo.partials),
-        last_used=_last_used(used, repo, repo.revisions),
+        last_used=_last_used(known, repo, repo.revisions),
         linked_to=repo.linked_to,
         away=repo.away,
         expected_size=amounts.expected_size,
@@ -387,13 +379,10 @@ def _repo_status(known: Known, repo: Repo) -> RepoStatus:
     )
 
 
-def _last_used(
-    used: Mapping[Key, LastUse], repo: Repo, revisions: Sequence[Revision]
-) -> datetime | None:
+def _last_used(known: Known, repo: Repo, revisions: Sequence[Revision]) -> datetime | None:
     """Return when one of the revisions was last used; `None` if only downloads are known."""
-    uses = [used[repo.folder, revision.commit] for revision in revisions]
-    known = [use.at for use in uses if use.source != "written"]
-    return datetime.fromtimestamp(int(max(known)), timezone.utc) if known else None
+    at = last_used_at(known, repo, revisions)
+    return None if at is None else datetime.fromtimestamp(int(at), timezone.utc)
 
 
 def _elsewhere(state: CacheState) -> Iterator[Elsewhere]:

@@ -19,7 +19,7 @@ from vlmcache.cache.completeness import reader
 from vlmcache.cache.entries import is_stale
 from vlmcache.cache.locks import lock_held
 from vlmcache.cache.mounts import nearest_folder
-from vlmcache.cache.state import CacheState, Finding, Repo
+from vlmcache.cache.state import CacheState, Finding, Repo, Revision
 from vlmcache.cache.usage import Usage
 from vlmcache.change.known import Known
 from vlmcache.change.names import Target
@@ -32,10 +32,12 @@ from vlmcache.commands.remove.clean import plan_clean
 from vlmcache.commands.remove.facts import pinned_models
 from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.values import Recommendation
-from vlmcache.config import Session, options_in_force
+from vlmcache.config import ModelConfig, Session, options_in_force
 from vlmcache.errors import UsageError
-from vlmcache.units import duration_text, size_text
+from vlmcache.units import duration_text, first_of, size_text
 
+MOST_MODELS = 5
+"""The most models that are named to make room."""
 _RECENT = 30 * 86400.0
 _CLASSES = {
     "partial": "unfinished downloads",
@@ -72,28 +74,31 @@ class Advice:
 
 
 class PendingDownload(msgspec.Struct, frozen=True):
-    """What a pull would do for one model that is not complete.
-
-    name: what to type for the model. known: whether the plan shows how much is fetched; otherwise
-    it stands for one byte. repair: whether only `verify --repair` repairs it.
-    """
+    """What a pull would do for one model that is not complete."""
 
     name: str
+    """What to type for the model."""
     repo: str
     plan: Plan
     known: bool = True
+    """Whether the plan shows how much is fetched; otherwise it stands for one byte."""
     damaged: bool = False
     repair: bool = False
+    """Whether only `verify --repair` repairs it."""
 
 
 class Evictable(msgspec.Struct, frozen=True):
-    """A model that nothing protects: what to type for it, what `rm` would free, its last use."""
+    """A model that nothing protects."""
 
     name: str
+    """What to type for it."""
     repo: str
     frees: int
+    """Bytes that `rm` would free."""
     used: str
+    """Its last use, in words."""
     recent: bool
+    """Whether that was less than 30 days ago."""
     locked: str | None = None
     """A folder that this user would have to change and cannot."""
 
@@ -101,11 +106,11 @@ class Evictable(msgspec.Struct, frozen=True):
 def to_download(downloads: Sequence[PendingDownload]) -> str:
     """Return what downloads take, in words."""
     noun = "model" if len(downloads) == 1 else "models"
-    return f"{len(downloads)} {noun} to download{size_of(downloads)}"
+    return f"{len(downloads)} {noun} to download{fetch_size(downloads)}"
 
 
-def size_of(downloads: Sequence[PendingDownload]) -> str:
-    """Return how much downloads fetch, to be added to words; nothing if that is not known."""
+def fetch_size(downloads: Sequence[PendingDownload]) -> str:
+    """Return how much downloads fetch, to follow words: `, 4 GB`; empty if that is not known."""
     size = sum(download.plan.to_fetch for download in downloads if download.known)
     return f", {size_text(size)}" if size else ""
 
@@ -116,7 +121,7 @@ def no_room(downloads: Sequence[PendingDownload]) -> str:
 
 
 def not_for(path: str) -> str:
-    """Return why nothing is removed for a limit that a working folder's file sets."""
+    """Return why nothing is removed for a limit that a file of the working folder sets."""
     return (
         f"{path} asks for more free space than your own configuration, and nothing is removed for "
         "that: lower its min_free"
@@ -127,7 +132,7 @@ def freed_by_kind(plan: Plan) -> str:
     """Return what a plan frees by kind, the largest first, and the models that are evicted."""
     frees: dict[str, int] = {}
     removed = [action for action in plan.actions if isinstance(action, Remove | RemoveTree)]
-    # A revision's blobs go for the same reason as the revision itself.
+    # A revision's blobs are removed for the same reason as the revision itself.
     revisions = {(action.repo, action.reason) for action in removed if action.kind == "snapshot"}
     for action in plan.actions:
         name = "blobs of the shared store"
@@ -145,8 +150,16 @@ def freed_by_kind(plan: Plan) -> str:
     )
     if not evicted:
         return words
-    more = f" and {len(evicted) - 3} more" if len(evicted) > 3 else ""
-    return f"{words} ({', '.join(evicted[:3])}{more})"
+    return f"{words} ({first_of(evicted, 3)})"
+
+
+def last_used_at(known: Known, repo: Repo, revisions: Sequence[Revision]) -> float | None:
+    """Return when one of some revisions was last used, in seconds since the epoch.
+
+    `None` if only their downloads are known.
+    """
+    uses = [known.used[repo.folder, revision.commit] for revision in revisions]
+    return max((use.at for use in uses if use.source != "written"), default=None)
 
 
 def last_use(age: float | None) -> str:
@@ -157,24 +170,17 @@ def last_use(age: float | None) -> str:
 
 
 def plan_download(
-    state: CacheState,
-    repo_id: str,
-    revision: str,
-    commit: str | None,
-    estimate: int | None,
-    variant: str | None = None,
+    state: CacheState, model: ModelConfig, commit: str | None, estimate: int | None
 ) -> tuple[Plan, bool]:
     """Return what a pull would fetch for a model, and whether it is known how much that is.
 
     Args:
         state: the cache.
-        repo_id: the model's repo.
-        revision: the branch, tag or commit that is asked for.
-        commit: what that means here, if the cache knows it.
+        model: the repo, its revision and its variant.
+        commit: what the revision means here, if the cache knows it.
         estimate: bytes to fetch, for a model of which the cache has no listing.
-        variant: the GGUF variant that is asked for.
     """
-    repo = state.repo(repo_id)
+    repo = state.repo(model.repo)
     if repo is not None and commit is None:
         begun = {*repo.trees, *(revision.commit for revision in repo.revisions)}
         commit = begun.pop() if len(begun) == 1 else None
@@ -182,14 +188,14 @@ def plan_download(
     if commit is not None and listing:
         from vlmcache.commands.pull import plan  # only if something is missing
 
-        held = repo.revision(commit) if repo is not None else None
-        read = reader(held) if held is not None else lambda _: None
-        selection = plan.FileSelection(variant=variant)
+        here = repo.revision(commit) if repo is not None else None
+        read = reader(here) if here is not None else lambda _: None
+        selection = plan.FileSelection(variant=model.variant)
         with contextlib.suppress(UsageError):
-            wanted = selection.choose(repo_id, listing, held, read).wanted
+            wanted = selection.choose(model.repo, listing, here, read).wanted
             listed = plan.Listing(commit, listing)
-            return plan.plan_pull(state, repo_id, revision, listed, wanted), True
-    return fetching(repo_id, 1 if estimate is None else estimate), estimate is not None
+            return plan.plan_pull(state, model.repo, model.revision, listed, wanted), True
+    return fetching(model.repo, 1 if estimate is None else estimate), estimate is not None
 
 
 def fetching(repo_id: str, size: int) -> Plan:
@@ -197,8 +203,8 @@ def fetching(repo_id: str, size: int) -> Plan:
     return Plan((Fetch(repo_id, "", "", "", size, 0, "not cached"),), needs=size)
 
 
-class Planner:
-    """Makes plans as the commands do, from one scan."""
+class CommandPlans:
+    """The plans that commands would make, from one scan."""
 
     def __init__(self, known: Known, session: Session) -> None:
         self.known = known
@@ -329,9 +335,8 @@ class Planner:
 
     def _age(self, repo: Repo) -> float | None:
         """Return the seconds since a repo was used, `None` if only its download is known."""
-        uses = [self.known.used[repo.folder, revision.commit] for revision in repo.revisions]
-        known = [use.at for use in uses if use.source != "written"]
-        return max(0.0, self.state.scanned_at - max(known)) if known else None
+        at = last_used_at(self.known, repo, repo.revisions)
+        return None if at is None else max(0.0, self.state.scanned_at - at)
 
 
 def _parts(folder: str) -> tuple[str, ...]:

@@ -78,8 +78,8 @@ def found_damaged(repo: Repo) -> Iterator[Finding]:
     for revision in repo.revisions:
         names = [file.name for file in revision.files if file.damaged]
         if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            detail = f"verify found damage, and it has not changed since: {names[0]}{more}"
+            damaged = units.first_of(names, 1)
+            detail = f"verify found damage, and it has not changed since: {damaged}"
             remedy = units.command("verify", layout.typed_name(repo.type, repo.id), "--repair")
             path = revision.file_path(names[0])
             yield Finding("damaged-blob", "error", repo.id, path, detail, remedy)
@@ -134,29 +134,29 @@ def second_caches(session: Session, missing: Collection[str] = ()) -> Iterator[F
     others.pop(os.path.realpath(session.cache.dir), None)
     for path in reversed(others.values()):
         try:
-            held = os.listdir(path)
+            entries = os.listdir(path)
         except OSError:
             continue
-        if any(map(layout.parse_repo_folder, held)):
+        if any(map(layout.parse_repo_folder, entries)):
             detail = (
                 f"another cache with models is at {path}; "
                 f"{session.cache.source} decides for {session.cache.dir}"
             )
-            there = [repo for repo in missing if layout.repo_folder("model", repo) in held]
-            if there:
-                detail += f"; {', '.join(there)} may be there already"
+            models = [repo for repo in missing if layout.repo_folder("model", repo) in entries]
+            if models:
+                detail += f"; {', '.join(models)} may be there already"
             remedy = units.command("status", "--cache-dir", path)
             yield Finding("second-cache", "warning", None, path, detail, remedy)
 
 
 @functools.cache
 def shipped_models() -> dict[str, ModelConfig]:
-    """Return repo -> the shipped configuration of it, read only if a model has no better source."""
+    """Return repo -> its shipped configuration, read only if a model has no better source."""
     return {model.repo: model for model in shipped_config().models.values()}
 
 
 def estimate_of(model: ModelConfig) -> int | None:
-    """Return the length of the complete download by a configuration, the user's or the shipped."""
+    """Return the length of the complete download, as the user's or the shipped config.yaml says."""
     if model.expected_size is not None:
         return model.expected_size
     shipped = shipped_models().get(model.repo)
@@ -171,12 +171,13 @@ class Outdated(msgspec.Struct, frozen=True):
 
 
 class VariantStatus(msgspec.Struct, frozen=True):
-    """One GGUF variant of a model. size is the length of its files."""
+    """One GGUF variant of a model."""
 
     name: str
     """What to type after the colon."""
     state: State
     size: int
+    """Length of its files in bytes."""
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
@@ -289,19 +290,18 @@ class RepoStatus(msgspec.Struct, frozen=True):
 
 
 class Elsewhere(msgspec.Struct, frozen=True):
-    """A folder outside the cache with repos that the cache links to.
-
-    moved: whether `vlmcache move` moved all of them there. size_on_disk includes what they
-    have in the shared store there. free is `None` if that place does not exist now. base: whether
-    it is a base to which `vlmcache attach` has linked; size_on_disk is the length of these files.
-    """
+    """A folder outside the cache with repos that the cache links to."""
 
     path: str
     repos: tuple[str, ...]
     moved: bool
+    """Whether `vlmcache move` moved all of them there."""
     size_on_disk: int
+    """Bytes, including those in the shared store there; of a base, the length of its files."""
     free: int | None
+    """Bytes; `None` if the folder does not exist now."""
     base: bool = False
+    """Whether it is a base to which `vlmcache attach` has linked."""
 
 
 class Status(Report, frozen=True):
@@ -340,7 +340,7 @@ class Status(Report, frozen=True):
     @property
     def incomplete(self) -> list[str]:
         """The names of the models that are not cached: of those in the cache, if none is named."""
-        return [one.name for one in self._asked if one.state != "cached"]
+        return [row.name for row in self._asked if row.state != "cached"]
 
     @property
     def _asked(self) -> list[ModelStatus] | list[RepoStatus]:
@@ -360,12 +360,12 @@ class Status(Report, frozen=True):
         """That a model is not cached, and what to do about it, as `--check` reports it."""
         if not self._asked and not self.configured:
             return NotCachedError("no model is cached", "'vlmcache help pull' shows how to get one")
-        missing = [one for one in self._asked if one.state != "cached"]
+        missing = [row for row in self._asked if row.state != "cached"]
         if not missing:
             return None
-        states = ", ".join(f"{one.name} is {one.state}" for one in missing)
+        states = ", ".join(f"{row.name} is {row.state}" for row in missing)
         commands = [step.command for step in self.recommendations if step.command]
-        names = {one.repo for one in missing}
+        names = {row.repo for row in missing}
         names |= {model.key for model in self.models if model.state != "cached"}
         fetching = (
             command
@@ -374,7 +374,7 @@ class Status(Report, frozen=True):
             # Another repo's damage says nothing of what was asked for.
             and not names.isdisjoint(parse_name(word).name for word in shlex.split(command))
         )
-        away = {away_remedy(model.away): None for model in missing if model.away is not None}
+        away = {away_remedy(row.away): None for row in missing if row.away is not None}
         usual = next(iter(commands), None)
         if not self.configured:
             usual = f"'{units.command('status', missing[0].name)}' shows what is missing of it"

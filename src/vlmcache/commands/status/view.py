@@ -11,7 +11,7 @@ from rich.text import Text
 
 from vlmcache.cache.moved import DRIVE_AWAY
 from vlmcache.cache.state import Finding
-from vlmcache.commands.status.filters import Listing
+from vlmcache.commands.status.filters import TableOptions
 from vlmcache.commands.status.values import (
     CacheSummary,
     ModelStatus,
@@ -31,12 +31,11 @@ from vlmcache.show.rows import (
 )
 from vlmcache.show.tables import SEVERITY_COLORS, labelled, state_text
 from vlmcache.show.text import NOTHING, ago, outcome_text, printable
-from vlmcache.units import and_more, counted, size_text
+from vlmcache.units import counted, first_of, size_text
 
 _WIDE = 110
 _NARROW = 72
-_SHOWN_FILES = 3
-_SHOWN_REPOS = 5
+_SHOWN_NAMES = 3
 _ALWAYS_SHOWN = (
     "hub-not-asked",
     "configuration",
@@ -53,10 +52,10 @@ _ALWAYS_SHOWN = (
 _SHOWN_FINDINGS = 8
 
 
-def show(status: Status, *, listing: Listing | None = None, verbose: bool = False) -> None:
+def show(status: Status, *, listing: TableOptions | None = None, verbose: bool = False) -> None:
     """Print the status: models, the rest of the cache, bytes, room, problems, next steps."""
     out = console()
-    listing = listing or Listing()
+    listing = listing or TableOptions()
     now = datetime.now(timezone.utc)
     asked = {model.repo for model in status.models}
     others = [repo for repo in status.repos if repo.name not in asked]
@@ -100,7 +99,7 @@ def show(status: Status, *, listing: Listing | None = None, verbose: bool = Fals
         _print_step(out, step)
 
 
-def _headline(status: Status, listing: Listing) -> Text:
+def _headline(status: Status, listing: TableOptions) -> Text:
     """Return how much is here: `47 models and 1 dataset, 160 GB: 46 cached, 2 partial`."""
     size = status.cache.size_on_disk
     if listing.filtered:
@@ -121,7 +120,7 @@ def _print_models(
     out: Console,
     models: Sequence[ModelStatus],
     now: datetime,
-    listing: Listing,
+    listing: TableOptions,
     *,
     verbose: bool,
 ) -> None:
@@ -159,7 +158,9 @@ def _print_models(
     _print_contexts(out, shown)
 
 
-def _print_rest(out: Console, rest: Sequence[ModelStatus | RepoStatus], listing: Listing) -> None:
+def _print_rest(
+    out: Console, rest: Sequence[ModelStatus | RepoStatus], listing: TableOptions
+) -> None:
     """Print how much was left out of a table, and what shows it."""
     if rest:
         size = size_text(sum(row.size_on_disk for row in rest))
@@ -169,7 +170,7 @@ def _print_rest(out: Console, rest: Sequence[ModelStatus | RepoStatus], listing:
 
 def _print_bad_files(out: Console, models: Iterable[ModelStatus]) -> None:
     lines = [
-        f"{printable(model.name)}, {word}: {_some(names)}"
+        f"{printable(model.name)}, {word}: {printable(first_of(names, _SHOWN_NAMES))}"
         for model in models
         for word, names in (("damaged", model.damaged_files), ("missing", model.missing_files))
         if names
@@ -193,24 +194,18 @@ def _print_variants(out: Console, models: Iterable[ModelStatus]) -> None:
         if len(model.variants) < 2:
             continue
         here = [
-            f"{printable(one.name)} {one.state} ({size_text(one.size)})"
-            for one in model.variants
-            if one.state != "missing"
+            f"{printable(variant.name)} {variant.state} ({size_text(variant.size)})"
+            for variant in model.variants
+            if variant.state != "missing"
         ]
-        rest = [printable(one.name) for one in model.variants if one.state == "missing"]
-        more = f"on the hub: {_some(tuple(rest))}" if rest else ""
+        rest = [printable(variant.name) for variant in model.variants if variant.state == "missing"]
+        more = f"on the hub: {first_of(rest, _SHOWN_NAMES)}" if rest else ""
         line = "; ".join(filter(None, (", ".join(here), more)))
         print_rows(out, wrapped(out, f"{printable(model.key)}, variants: {line}", 2))
 
 
-def _some(names: tuple[str, ...]) -> str:
-    shown = ", ".join(map(printable, names[:_SHOWN_FILES]))
-    more = len(names) - _SHOWN_FILES
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
 def _print_repos(
-    out: Console, repos: Sequence[RepoStatus], now: datetime, listing: Listing
+    out: Console, repos: Sequence[RepoStatus], now: datetime, listing: TableOptions
 ) -> None:
     width = width_of(out)
     shown = repos[: listing.limit]
@@ -259,7 +254,7 @@ def _print_elsewhere(out: Console, status: Status) -> None:
     """Print what is not among the bytes of the cache."""
     for place in status.elsewhere:
         # Which, as far as a line holds them; each model's place is its `linked_to` in JSON.
-        names = _some(place.repos)
+        names = printable(first_of(place.repos, _SHOWN_NAMES))
         verb = "is" if len(place.repos) == 1 else "are"
         room = "not mounted now" if place.free is None else f"{size_text(place.free)} free"
         where = f"{whole(printable(place.path))}, {size_text(place.size_on_disk)} ({room})"
@@ -346,8 +341,7 @@ def _print_findings(out: Console, findings: Iterable[Finding], *, verbose: bool)
 def _finding_text(code: str, severity: str, same: Sequence[Finding]) -> Text:
     """Return one line for all findings of one kind."""
     repos = list(dict.fromkeys(finding.repo for finding in same if finding.repo))
-    names = [printable(repo) for repo in repos[:_SHOWN_REPOS]]
-    where = ", ".join(names) + and_more(len(repos) - len(names))
+    where = printable(first_of(repos))
     details = list(dict.fromkeys(printable(finding.detail) for finding in same))
     text = details[0] if len(repos) <= 1 or len(details) == 1 else ""
     if len(details) > 1 and text:

@@ -1,4 +1,4 @@
-"""What the plans of a removal say of each node: what stays, and what to know before it."""
+"""What a fleet's removal plans say about each node: what stays, and warnings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vlmcache.commands.fleet.values import FleetRemoval
 from vlmcache.units import size_text
 
 
-def said_of(removal: FleetRemoval) -> Mapping[str, Mapping[str, Sequence[str]]]:
-    """Return heading -> node -> what its plan says of what stays, and what would be missing."""
+def notes_of(removal: FleetRemoval) -> Mapping[str, Mapping[str, Sequence[str]]]:
+    """Return heading -> node -> the lines that its plan has below it."""
     stays: dict[str, list[str]] = {}
     warnings: dict[str, list[str]] = {}
     for node in removal.nodes:
         kept = node.plan.kept if node.plan is not None else ()
-        stays[node.node] = [_stays(one) for one in (*kept, *node.in_use)]
-        warnings[node.node] = [f"{one.repo}: {one.detail}" for one in node.findings]
+        stays[node.node] = [_stays(entry) for entry in (*kept, *node.in_use)]
+        warnings[node.node] = [f"{finding.repo}: {finding.detail}" for finding in node.findings]
         if node.missed_by:
             warnings[node.node].append(f"{size_text(node.missed_by)} less than was asked for")
         if node.trash.why_not is not None:
@@ -28,7 +28,7 @@ def said_of(removal: FleetRemoval) -> Mapping[str, Mapping[str, Sequence[str]]]:
 
 
 def _stays(kept: Kept) -> str:
-    """Return what stays, and why: by its name, since nodes have it in different folders."""
+    """Return what stays, and why: named without folders, which differ between nodes."""
     place = kept.path
     if kept.repo is not None:
         place = name_by_path(kept.repo, kept.path)
