@@ -13,7 +13,7 @@ import vlmcache
 
 SOURCE = Path(vlmcache.__file__).parent
 MOST_ROOMS = 23
-MOST_ARROWS = 108
+MOST_ARROWS = 107
 
 
 def _modules() -> dict[str, Path]:
