@@ -367,7 +367,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "not-a-member": (
         "You are not a member of the group that should share the cache.",
-        "Ask an administrator for 'usermod -aG GROUP YOU', and log in again.",
+        "An administrator types 'sudo usermod -aG GROUP YOU'; then log in again.",
     ),
     "not-attached": (
         "Nothing of the base could be linked into this cache.",
@@ -598,7 +598,10 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "unreadable-folder": (
         "A folder in the cache cannot be read, so what it holds is not counted.",
-        "'vlmcache doctor --fix' corrects the permissions if the folder is yours.",
+        (
+            "'vlmcache doctor --fix' corrects the permissions if the folder is yours; in a cache "
+            "that a group shares, 'sudo vlmcache doctor --shared GROUP --fix --cache-dir DIR' does."
+        ),
     ),
     "unreadable-header": (
         "The header of a weight file cannot be read.",

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat as modes
 from typing import NamedTuple
 
 from vlmcache import units
+from vlmcache.cache import layout
 from vlmcache.cache.tree import is_root
+
+_OF_A_CACHE = (layout.LOCKS, layout.LEFTOVERS, layout.SHARED_STORE)
+_SHARED = modes.S_ISGID | modes.S_IWGRP
 
 
 class Denial(NamedTuple):
@@ -66,12 +71,50 @@ def is_anothers(folder: str) -> bool:
     return os.path.islink(folder)
 
 
-def fix_owners(cache_dir: str) -> str:
-    """Return the command that gives a cache's owner what root has made in it.
+def sharing_group(cache_dir: str) -> str | None:
+    """Return the group that shares a cache, as `doctor --shared` sets it up; `None` if none does.
+
+    Args:
+        cache_dir: the hub cache, which need not exist.
+    """
+    with contextlib.suppress(OSError):
+        status = os.stat(cache_dir)
+        if status.st_mode & _SHARED == _SHARED:
+            return group_name(status.st_gid).removeprefix("group ")
+    return None
+
+
+def is_member(gid: int) -> bool:
+    """Return whether this process may do what a group may. A new member has to log in first."""
+    return is_root() or gid in (os.getegid(), *os.getgroups())
+
+
+def join_group(group: str) -> str:
+    """Return the command that makes this user a member of a group."""
+    return f"sudo {units.shell_words('usermod', '-aG', group)} $USER"
+
+
+def fix_access(cache_dir: str, group: str | None = None) -> str:
+    """Return the command of root that gives a cache to its owner, or to the group that shares it.
 
     It names the cache, since root's own is another one.
+
+    Args:
+        cache_dir: the hub cache.
+        group: the group that is to share it; by default the one that does.
     """
-    return "sudo " + units.command("doctor", "--fix", "--cache-dir", cache_dir)
+    group = group or sharing_group(cache_dir)
+    shared = [] if group is None else ["--shared", group]
+    return "sudo " + units.command("doctor", *shared, "--fix", "--cache-dir", cache_dir)
+
+
+def cache_of(path: str) -> str | None:
+    """Return the cache, or the place to which models were moved, that a path lies in."""
+    parts = path.split(os.sep)
+    for count, name in enumerate(parts):
+        if name in _OF_A_CACHE or layout.parse_repo_folder(name) is not None:
+            return os.sep.join(parts[:count])
+    return None
 
 
 def denial(path: str, cache_dir: str, *, to_write: bool = False) -> Denial | None:
@@ -101,8 +144,11 @@ def denial(path: str, cache_dir: str, *, to_write: bool = False) -> Denial | Non
 
 
 def _denial(place: str, uid: int, cache_dir: str) -> Denial:
-    owner, top = owner_name(uid), os.stat(cache_dir).st_uid
+    owner, top = owner_name(uid), os.stat(cache_dir)
     words = f"'{place}' belongs to {owner}, and you are {owner_name(os.geteuid())}"
-    if uid != top:
-        return Denial(words, fix_owners(cache_dir))
+    group = sharing_group(cache_dir)
+    if group is not None and not is_member(top.st_gid):
+        return Denial(f"{words}, not a member of {group}", join_group(group))
+    if group is not None or uid != top.st_uid:
+        return Denial(words, fix_access(cache_dir, group))
     return Denial(words, f"the cache belongs to {owner}: ask {owner} to do it, or to share it")

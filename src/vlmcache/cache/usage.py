@@ -34,6 +34,13 @@ class Process(msgspec.Struct, frozen=True):
     pid: int
     command: str
     how: Literal["open", "mapped", "lock"]
+    user: str = ""
+    """The user who runs it; empty if that is this one, or not known."""
+
+    @property
+    def name(self) -> str:
+        """Its number, as `PID 123`, or `PID 123 of ada` if it is another user's."""
+        return f"PID {self.pid} of {self.user}" if self.user else f"PID {self.pid}"
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -263,9 +270,17 @@ def _find_by_proc(wanted: Mapping[tuple[int, int], str], removed: bool) -> _Foun
             continue
         if not uses:
             continue
-        command = _command_line(base)
+        command, user = _command_line(base), _other_user(base)
         for key, how in uses.items():
-            yield key, Process(int(name), command, "mapped" if how == "mapped" else "open")
+            yield key, Process(int(name), command, "mapped" if how == "mapped" else "open", user)
+
+
+def _other_user(base: str) -> str:
+    """Return the user of a process; nothing if that is this user, or the process has ended."""
+    with contextlib.suppress(OSError):
+        uid = os.stat(base).st_uid
+        return owner_name(uid) if uid != os.geteuid() else ""
+    return ""
 
 
 def _could_use(base: str, reach: Reach) -> bool:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from vlmcache.cache import formats, layout
 from vlmcache.cache.hashing import BLOCK
 from vlmcache.cache.mounts import nearest_folder
+from vlmcache.cache.owners import cache_of, denial
 from vlmcache.cache.state import TreeFile
 from vlmcache.cache.tree import StaleError
 from vlmcache.change import abilities
@@ -53,8 +54,13 @@ def disk_failure(error: OSError, path: str) -> VlmcacheError:
         )
     if is_full(error):
         return SpaceError(full_words(where, error), "'vlmcache status' shows what makes room")
+    words = f"the cache cannot be written: {reason_of(error)}: {where}"
     hint = _WRITE_HINTS.get(error.errno or 0, "'vlmcache doctor' may show why")
-    return CacheError(f"the cache cannot be written: {reason_of(error)}: {where}", hint)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        denied = denial(where, cache_of(where) or path, to_write=True)
+        if denied is not None:
+            words, hint = f"{words}: {denied.words}", denied.remedy
+    return CacheError(words, hint)
 
 
 def is_full(error: OSError) -> bool:

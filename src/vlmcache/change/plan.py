@@ -387,7 +387,7 @@ def used_by_words(processes: Sequence[Process]) -> str:
     """Return by whom something is in use."""
     if not processes:
         return "is being downloaded: a lock of the hub is held"
-    users = ", ".join(f"PID {process.pid} ({_short(process.command)})" for process in processes[:3])
+    users = ", ".join(f"{process.name} ({_short(process.command)})" for process in processes[:3])
     return f"is in use by {users}{and_more(len(processes) - 3)}"
 
 

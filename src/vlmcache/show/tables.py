@@ -52,8 +52,8 @@ def show_cache(out: Console, path: str) -> None:
 
 
 def process_text(process: Process) -> str:
-    """Return a process as `PID 123 (open): python serve.py`."""
-    return f"PID {process.pid} ({process.how}): {printable(process.command)}"
+    """Return a process as `PID 123 of ada (open): python serve.py`."""
+    return f"{process.name} ({process.how}): {printable(process.command)}"
 
 
 def hanging(text: Text, indent: int) -> Prose:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.kit.disks import NOBODY, as_other_user, common_folder
 from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import variables
+from vlmcache.cache.owners import group_name
 from vlmcache.change.plan import SetAccess
 from vlmcache.commands.doctor.permissions import inherits, set_access
 from vlmcache.commands.doctor.sharing import check_sharing
@@ -26,6 +28,8 @@ from vlmcache.commands.doctor.values import AccessReport
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32" or os.geteuid() != 0, reason="giving files to a group needs root"
 )
+OTHER, OTHERS = NOBODY - 1, 1
+"""A user, and a group of the system that this user is not in."""
 OURS = "import sys; from vlmcache.cli.main import main; sys.exit(main())"
 
 
@@ -191,6 +195,88 @@ def test_a_refused_change_is_reported_and_a_second_run_finishes(
     assert paths(shared, group) == []
 
 
+def fix_words(cache: CacheBuilder, group: str) -> str:
+    name = group_name(int(group))
+    return f"doctor --shared {name} --fix --cache-dir {cache.root}"
+
+
+@pytest.fixture
+def closed(shared: CacheBuilder, group: str) -> CacheBuilder:
+    """A shared cache in which a member has put a model that only this member may read."""
+    check_sharing(str(shared.root), group, fix=True)
+    for path in [shared.root / "models--org--name", *shared.root.glob("models--*/**/*")]:
+        os.chown(path, OTHER, int(group), follow_symlinks=False)
+        if path.is_dir() and not path.is_symlink():
+            os.removexattr(path, "system.posix_acl_default")
+            path.chmod(0o700)
+    return shared
+
+
+def as_user(cache: CacheBuilder, group: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run vlmcache as a user of the group `nogroup`, who has set the cache in the environment."""
+    return as_other_user(
+        [sys.executable, "-c", OURS, *words],
+        environment={"HOME": "/nonexistent", "HF_HUB_CACHE": str(cache.root)},
+        folder=cache.root.parent,
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["doctor", "--shared", str(NOBODY)],
+        ["doctor", "--shared", str(NOBODY), "--fix"],
+        ["rm", "org/name", "--yes"],
+        ["move", "{beside}/elsewhere"],
+        ["verify"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_a_member_keeps_from_the_others_names_the_command_that_shares_it(
+    closed: CacheBuilder, group: str, words: list[str]
+) -> None:
+    """`sudo` has no HF_HUB_CACHE: without the folder, the command would share root's own cache."""
+    beside = str(closed.root.parent)
+    closed.root.parent.chmod(0o777)
+    done = as_user(closed, group, *(word.format(beside=beside) for word in words))
+    assert done.returncode != 0
+    assert f"sudo vlmcache {fix_words(closed, group)}" in done.stdout + done.stderr
+    assert "belongs to" in done.stdout + done.stderr or words[0] == "doctor"
+    assert check_sharing(str(closed.root), group, fix=True).problem is None
+    assert as_user(closed, group, *(word.format(beside=beside) for word in words)).returncode == 0
+
+
+@pytest.mark.parametrize("words", [["rm", "org/name", "--yes"], ["doctor"]], ids=["rm", "doctor"])
+def test_who_is_not_in_the_group_reads_how_to_join_it(
+    shared: CacheBuilder, words: list[str]
+) -> None:
+    check_sharing(str(shared.root), str(OTHERS), fix=True)
+    (shared.root / "models--org--name").chmod(0o755)
+    done = as_user(shared, str(NOBODY), *words)
+    assert f"sudo usermod -aG {group_name(OTHERS)} $USER" in done.stdout + done.stderr
+    assert "Removed" not in done.stdout
+
+
+def test_a_plan_counts_as_changed_only_what_was_changed(closed: CacheBuilder, group: str) -> None:
+    (closed.root / ".locks").mkdir(exist_ok=True)
+    os.chown(closed.root / ".locks", NOBODY, int(group))
+    (closed.root / ".locks").chmod(0o755)
+    done = as_user(closed, group, "doctor", "--shared", group, "--fix")
+    assert "changed       1 folder: " in done.stdout, done.stdout
+    assert done.returncode == 3
+
+
+def test_records_of_moves_need_no_change(shared: CacheBuilder, group: str) -> None:
+    check_sharing(str(shared.root), group, fix=True)
+    for name in ("moved", "moved-here", "base"):
+        record = shared.root / ".locks" / f"models--org--name.{name}.json"
+        record.parent.mkdir(exist_ok=True)
+        record.write_text("{}")
+        record.chmod(0o644)
+        os.chown(record, -1, int(group))
+    assert not [path for path in paths(shared, group) if path.endswith(".json")]
+
+
 def test_what_belongs_to_somebody_else_fails_with_exit_1_and_names_sudo(
     shared: CacheBuilder, group: str
 ) -> None:
@@ -202,8 +288,9 @@ def test_what_belongs_to_somebody_else_fails_with_exit_1_and_names_sudo(
         environment={"HOME": "/nonexistent"},
     )
     assert done.returncode == 1, done.stderr
-    assert "sudo" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "changed" not in done.stdout, "nothing was changed"
+    assert f"hint: sudo vlmcache {fix_words(shared, group)}" in done.stderr
 
 
 def test_a_folder_above_that_the_group_cannot_enter_is_reported(
@@ -255,7 +342,7 @@ def test_a_fix_without_a_group_gives_the_owner_what_is_his_and_nobody_else_the_r
 def test_a_group_that_does_not_exist_is_a_usage_error(vlmcache: Vlmcache, name: str) -> None:
     done = vlmcache("doctor", "--shared", name)
     assert done.code == 2
-    assert f"groupadd {name}" in done.err
+    assert f"hint: sudo groupadd {name} && sudo usermod -aG {name} $USER" in done.err
 
 
 class Sharing(Subject[AccessReport]):

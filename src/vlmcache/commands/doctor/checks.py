@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import DRIVE_AWAY
-from vlmcache.cache.owners import owner_name
+from vlmcache.cache.owners import is_member, join_group, owner_name, sharing_group
 from vlmcache.cache.state import Finding, Severity
 from vlmcache.commands.doctor.values import Filesystem, PathFact
 from vlmcache.commands.status.values import Status, second_caches
@@ -134,7 +134,7 @@ def check_permissions(path: str) -> Iterator[Finding]:
                 "warning",
                 path,
                 "the cache cannot be written: status and loading work, pull and rm do not",
-                "name another with --cache-dir or HF_HUB_CACHE",
+                _way_in(path) or "name another with --cache-dir or HF_HUB_CACHE",
             ),
         ),
     )
@@ -162,6 +162,12 @@ def check_permissions(path: str) -> Iterator[Finding]:
                 ),
             ),
         )
+
+
+def _way_in(path: str) -> str | None:
+    """Return the command that makes this user a member of the group that shares a cache."""
+    group = sharing_group(path)
+    return join_group(group) if group and not is_member(os.stat(path).st_gid) else None
 
 
 def missing_packages(versions: dict[str, str | None]) -> list[Finding]:

@@ -21,8 +21,10 @@ from vlmcache.change.tree import HAS_HANDLES, Tree
 from vlmcache.errors import reason_of
 
 EntryKind = Literal["folder", "blob", "file", "link"]
-"""blob: content that is written once. file: a ref, lock, listing, partial or manifest. link: in a
-repo, of which only the owner is of interest."""
+"""blob: what is written once, and replaced by a new file if it changes: content, records of moves
+and bases. file: a ref, lock, listing, partial or manifest. link: in a repo, of which only the owner
+is of interest."""
+_RECORDS = (layout.NOTE_SUFFIX, layout.RECORD_SUFFIX, layout.BASE_SUFFIX)
 
 _DEFAULT_ACL = "system.posix_acl_default"
 # A header with the version, then tag, permissions and id of each entry: linux/posix_acl_xattr.h.
@@ -139,7 +141,9 @@ def _kind(relative: str) -> EntryKind:
     if parts[0] == layout.SHARED_STORE or parts[1:2] == [layout.BLOBS]:
         changing = parts[-1].endswith((layout.MANIFEST_SUFFIX, layout.LOCK_SUFFIX))
         written_once = not changing and layout.partial_etag(parts[-1]) is None
-    return "blob" if written_once and parts[0] != layout.LOCKS else "file"
+    if parts[0] == layout.LOCKS:
+        written_once = parts[-1].endswith(_RECORDS)
+    return "blob" if written_once else "file"
 
 
 # What has to change.

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmcache.cache.owners import fix_owners, owner_name
+from vlmcache.cache.owners import fix_access, is_member, join_group, owner_name
 from vlmcache.cache.state import Finding
 from vlmcache.cache.tree import is_root
 from vlmcache.change.abilities import keeps_modes
@@ -26,8 +26,10 @@ from vlmcache.commands.doctor.permissions import (
 )
 from vlmcache.commands.doctor.values import AccessReport, Sharing
 from vlmcache.errors import UsageError
-from vlmcache.units import and_more
+from vlmcache.units import and_more, command, did_you_mean, shell_words
 
+_FIRST_OF_USERS = 1000
+"""Groups below this number are the system's own (login.defs(5))."""
 _ROUNDS = 16
 """How often closed folders are read again after they were opened, one depth after the other."""
 
@@ -60,7 +62,7 @@ def check_sharing(cache_dir: str, group: str | None, *, fix: bool) -> AccessRepo
     findings = [] if sharing is None else _sharing_findings(root, sharing)
     left = len(plan.actions if receipt is None else receipt.undone)
     if left:
-        findings.insert(0, _open_finding(root, left, plan, sharing, fixed=fix))
+        findings.insert(0, _open_finding(root, left, plan, sharing))
     return AccessReport(sharing, plan, receipt, tuple(findings))
 
 
@@ -102,7 +104,7 @@ def check_owners(cache_dir: str) -> Iterator[Finding]:
             f"{len(strays)} {belongs} to {', '.join(owners)}, and the cache to "
             f"{owner_name(listed[0].status.st_uid)}: {strays[0].path}{and_more(len(strays) - 1)}"
         )
-        yield finding("wrong-owner", "warning", strays[0].path, detail, fix_owners(root))
+        yield finding("wrong-owner", "warning", strays[0].path, detail, fix_access(root))
 
 
 def _sharing(name: str) -> Sharing:
@@ -112,9 +114,11 @@ def _sharing(name: str) -> Sharing:
     try:
         entry = grp.getgrgid(int(name)) if name.isdecimal() else grp.getgrnam(name)
     except (KeyError, OverflowError, ValueError):
+        users = [group.gr_name for group in grp.getgrall() if group.gr_gid >= _FIRST_OF_USERS]
+        meant = did_you_mean(name, users, most=1)
         raise UsageError(
-            f"no such group: {name}",
-            f"sudo groupadd {name}, and sudo usermod -aG {name} USER for each user",
+            f"no such group: {name}" + (f"; {meant}" if meant else ""),
+            f"sudo {shell_words('groupadd', name)} && {join_group(name)}",
         ) from None
     members = set(entry.gr_mem)
     members |= {user.pw_name for user in pwd.getpwall() if user.pw_gid == entry.gr_gid}
@@ -153,18 +157,18 @@ def _sharing_findings(root: str, sharing: Sharing) -> list[Finding]:
                 "error",
                 root,
                 "the cache to share does not exist yet",
-                f"mkdir -p {root}",
+                shell_words("mkdir", "-p", root),
             ),
         ),
         *((True, above) for above in closed),
         (
-            os.geteuid() != 0 and sharing.gid not in (os.getegid(), *os.getgroups()),
+            not is_member(sharing.gid),
             finding(
                 "not-a-member",
                 "error",
                 root,
-                f"you are not in the group {group}",
-                f"sudo usermod -aG {group} $USER, and log in again",
+                f"you are not in the group {group}, or joined it after you logged in",
+                join_group(group),
             ),
         ),
         (
@@ -200,19 +204,22 @@ def _closed_above(root: str, gid: int) -> Iterator[str]:
                 yield folder
 
 
-def _open_finding(
-    root: str, count: int, plan: Plan, sharing: Sharing | None, *, fixed: bool
-) -> Finding:
+def _open_finding(root: str, count: int, plan: Plan, sharing: Sharing | None) -> Finding:
     entry = "entry has" if count == 1 else "entries have"
+    actions = [action for action in plan.actions if isinstance(action, SetAccess)]
     if sharing is None:
+        code = "permissions"
         text = f"{count} {entry} permissions that the owner's own cache should not have"
-        owners = any(
-            isinstance(action, SetAccess) and action.owner is not None for action in plan.actions
-        )
-        remedy = fix_owners(root) if owners else "vlmcache doctor --fix"
-        return finding("permissions", "error", root, text, remedy)
-    text = f"{count} {entry} to change before {sharing.group} can share the cache"
-    remedy = f"vlmcache doctor --shared {sharing.group} --fix"
-    return finding(
-        "not-shared", "error", root, text, f"sudo {remedy}" if fixed and not is_root() else remedy
-    )
+        needs_root = any(action.owner is not None for action in actions)
+        remedy = command("doctor", "--fix")
+    else:
+        code = "not-shared"
+        text = f"{count} {entry} to change before {sharing.group} can share the cache"
+        needs_root = False
+        remedy = command("doctor", "--shared", sharing.group, "--fix")
+    if not is_root():
+        # Only the owner of an entry may change it, and what becomes of its owner only root.
+        needs_root |= any(action.old_owner != os.geteuid() for action in actions)
+        if needs_root:
+            remedy = fix_access(root, sharing.group if sharing is not None else None)
+    return finding(code, "error", root, text, remedy)

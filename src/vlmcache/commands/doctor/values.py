@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from vlmcache.cache.mounts import AccessTimes
+from vlmcache.cache.owners import cache_of, fix_access
 from vlmcache.cache.state import Finding
 from vlmcache.cache.tree import is_root
 from vlmcache.change.plan import Plan, Receipt
@@ -126,11 +127,10 @@ class AccessReport(msgspec.Struct, frozen=True):
         if self.receipt is None or self.receipt.whole:
             return None
         failed, total = self.receipt.undone, len(self.receipt.outcomes)
+        first, group = failed[0].path, self.sharing.group if self.sharing is not None else None
         kind = PartlyError if len(failed) < total else CacheError
         return kind(
             f"{len(failed)} of {total} could not be changed: "
             f"{failed[0].detail or failed[0].path}{and_more(len(failed) - 1)}",
-            None
-            if is_root()
-            else "only the owner of an entry or root may change it: run it with sudo",
+            None if is_root() else fix_access(cache_of(first) or first, group),
         )

@@ -88,8 +88,11 @@ def _show_access(out: Console, diagnosis: Diagnosis, plan: Plan, *, verbose: boo
     if shared is not None:
         members = ", ".join(shared.members) or "nobody"
         _line(out, "group", f"{printable(shared.group)}: {printable(members)}")
+    undone = {outcome.path for outcome in diagnosis.receipt.undone} if diagnosis.receipt else set()
     counts = Counter(
-        (action.kind, action.reason) for action in plan.actions if isinstance(action, SetAccess)
+        (action.kind, action.reason)
+        for action in plan.actions
+        if isinstance(action, SetAccess) and action.path not in undone
     )
     label = "change" if diagnosis.receipt is None else "changed"
     for (kind, reason), count in counts.items():

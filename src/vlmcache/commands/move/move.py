@@ -37,6 +37,7 @@ from vlmcache.commands.move.survey import (
     check_mounted,
     check_same,
     check_sources,
+    check_writable,
     choose_repos,
     find_destination,
     read_destination,
@@ -152,6 +153,8 @@ def prepare_move(
     repos = {repo.folder: repo for repo in state.repos}
     chosen = [repos[folder] for folder in choice.folders]
     check_sources(chosen, target)
+    if chosen:
+        check_writable(place, "mount it so that it can be, or name a folder of yours")
     plan = plan_move(state, target, choice, link=link)
     usage = who_uses(state, set(choice.folders))
     report = msgspec.structs.replace(

@@ -12,7 +12,7 @@ from vlmcache.cache.case import paths_of, refuse_clash
 from vlmcache.cache.completeness import judge_repo
 from vlmcache.cache.mounts import mount_of, nearest_folder
 from vlmcache.cache.moved import MoveRecord, away_error, away_words, leads_back, read_moves
-from vlmcache.cache.owners import owners_of
+from vlmcache.cache.owners import denial, owners_of
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.tree import CacheTree, identity_of, is_root
@@ -174,15 +174,26 @@ def open_archive(state: CacheState, folder: str) -> Destination:
             f"{place} does not exist, and {near} is empty, as a mount point without its drive is",
             f"mount the drive, or make the folder: {shell_words('mkdir', place)}",
         )
+    check_writable(place, "mount it so that it can be, or name a folder of yours with --to")
+    return read_destination(state, place)
+
+
+def check_writable(place: str, hint: str) -> None:
+    """Make sure that models can be put to a folder, which need not exist.
+
+    Args:
+        place: the folder.
+        hint: what to do otherwise.
+
+    Raises:
+        CacheError: this user may not write there.
+    """
+    near = nearest_folder(place)
     if not os.access(near, os.W_OK | os.X_OK):
         owners = owners_of(near)
         mine = hasattr(os, "geteuid") and os.stat(near).st_uid == os.geteuid()
         whose = f" (it belongs to {owners})" if owners and not (mine or is_root()) else ""
-        raise CacheError(
-            f"nothing can be moved to {place}: {near} cannot be written{whose}",
-            "mount it so that it can be, or name a folder of yours with --to",
-        )
-    return read_destination(state, place)
+        raise CacheError(f"nothing can be moved to {place}: {near} cannot be written{whose}", hint)
 
 
 def _same_filesystem(place: str, cache_dir: str) -> bool:
@@ -354,6 +365,10 @@ def refusal_of(repo: Repo, destination: Destination) -> VlmcacheError | None:
             command("detach", repo.attached_to[0]),
         )
     cache_dir = os.path.dirname(repo.path)
+    for finding in repo.findings:
+        denied = denial(finding.path, cache_dir) if finding.code.startswith("unreadable-") else None
+        if denied is not None:
+            return CacheError(f"{repo.id} cannot be read by you: {denied.words}", denied.remedy)
     for finding in repo.findings:
         if finding.severity == "error" and judge_repo(repo) == "damaged":
             return SourceDamagedError(

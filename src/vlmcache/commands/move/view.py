@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmcache.cache.layout import name_by_path, typed_name
+from vlmcache.cache.owners import fix_access, sharing_group
 from vlmcache.cache.usage import UNSEEN_OUTSIDE, hidden_words
 from vlmcache.change.move_results import DriveUse, MovedRepo
 from vlmcache.change.plan import Move
@@ -76,6 +77,7 @@ def show(
     _show_kept(out, value, verbose=verbose)
     if value.repos and not undone and not relinked and not value.in_use:
         _show_setting(out, value)
+        _show_group(out, value)
 
 
 def show_recall(value: RecallReport, *, verbose: bool = False) -> None:
@@ -159,6 +161,15 @@ def _show_kept(out: Console, value: MoveReport | RecallReport, *, verbose: bool)
         out.print(labelled("Note", hidden_words(value.hidden_processes)))
     if value.contained:
         out.print(labelled("Note", UNSEEN_OUTSIDE))
+
+
+def _show_group(out: Console, value: MoveReport) -> None:
+    """Show how a destination is shared with the group that shares the cache, if it is not yet."""
+    group = sharing_group(value.cache)
+    if group is not None and sharing_group(value.destination) != group:
+        out.print(Text(f"\n{group} shares the cache, and not the destination. To share it too:"))
+        fix = fix_access(value.destination, group)
+        out.print(Text(f"  {printable(fix)}", "bold"), soft_wrap=True)
 
 
 def _show_setting(out: Console, value: MoveReport) -> None:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.owners import denial
+from vlmcache.cache.owners import cache_of, denial
 from vlmcache.cache.state import Finding
 from vlmcache.change.move_results import DriveUse, MovedRepo, moved_words
 from vlmcache.change.plan import (
@@ -17,6 +17,7 @@ from vlmcache.change.plan import (
     Failure,
     Kept,
     Move,
+    Outcome,
     PlaceLink,
     Plan,
     Receipt,
@@ -276,12 +277,15 @@ class Removal(Report, frozen=True):
 Confirm: TypeAlias = Callable[[Removal], bool]
 
 
+def is_of_locks(outcome: Outcome) -> bool:
+    """Return whether an outcome says only that locks stay, as they do if what they are of stays."""
+    return f"{os.sep}{layout.LOCKS}{os.sep}" in outcome.path and outcome.result != "failed"
+
+
 def _receipt_problem(receipt: Receipt, cache_dir: str) -> VlmcacheError | None:
-    locks = f"{os.sep}{layout.LOCKS}{os.sep}"
     by_result: dict[str, list[str]] = {}
     for outcome in receipt.outcomes:
-        # Locks follow what they are of.
-        if locks not in outcome.path or outcome.result == "failed":
+        if not is_of_locks(outcome):
             by_result.setdefault(outcome.result, []).append(outcome.detail or outcome.path)
     done = "done" in by_result or "absent" in by_result or receipt.freed > 0
     failed = by_result.get("failed")
@@ -290,7 +294,8 @@ def _receipt_problem(receipt: Receipt, cache_dir: str) -> VlmcacheError | None:
         words = f"{len(failed)} of {len(receipt.outcomes)} could not be removed: {failed[0]}{more}"
         hint = "'vlmcache doctor' may show why"
         # The path that was refused, which can be in the leftovers by now.
-        denied = denial(failed[0].partition(": ")[2] or failed[0], cache_dir, to_write=True)
+        refused = failed[0].partition(": ")[2] or failed[0]
+        denied = denial(refused, cache_of(refused) or cache_dir, to_write=True)
         if denied is not None:
             words, hint = f"{words}: {denied.words}", denied.remedy
         return PartlyError(words, hint) if done else RemovalError(words, hint)

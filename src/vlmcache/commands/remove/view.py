@@ -29,7 +29,7 @@ from vlmcache.change.plan import (
 )
 from vlmcache.change.space import free_words
 from vlmcache.commands.remove.offered import Offer, Offered
-from vlmcache.commands.remove.values import ALONG, Archive, Removal
+from vlmcache.commands.remove.values import ALONG, Archive, Removal, is_of_locks
 from vlmcache.show.choices import Choice, Choices
 from vlmcache.show.console import console
 from vlmcache.show.prose import whole
@@ -165,6 +165,13 @@ def _freed_words(receipt: Receipt) -> str:
     return f"{freed} freed now, {size_text(receipt.trashed)} when the trash is emptied"
 
 
+def _removed_words(done: Sequence[Action], receipt: Receipt) -> str:
+    """Return what was removed, which can be a part of something, or nothing if all was refused."""
+    if not (done or receipt.freed):
+        return "Nothing was removed"
+    return f"Removed {item_count(done) or 'a part of it'}, {_freed_words(receipt)}"
+
+
 def _show_moves(out: Console, removal: Removal, archive: Archive, *, verbose: bool) -> None:
     """Print what is moved to another drive, and what both drives have to say to that."""
     if archive.repos:
@@ -290,7 +297,7 @@ def _rows(actions: Iterable[Action], *, apart: bool) -> list[_Row]:
         if kind != "shared" or action.frees or apart:
             row.kinds[kind] = row.kinds.get(kind, 0) + 1
             if kind not in ("shared", "lock", "locks") or not row.reasons:
-                row.reasons[action.reason] = None
+                row.reasons |= dict.fromkeys(action.reason.split("; "))
         if kind == "snapshot" and action.commit and not apart:
             row.commits.add(action.commit)
         row.frees += action.frees
@@ -353,7 +360,7 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
         paths = {outcome.path for outcome in receipt.outcomes if outcome.result == "done"}
         done = [action for action in removal.removals if action.path in paths]
         if archive is None:
-            out.print(f"Removed {item_count(done)}, {_freed_words(receipt)}.")
+            out.print(f"{_removed_words(done, receipt)}.")
         else:
             _show_moved(out, archive, f"removed {item_count(done)}" if done else "")
         if receipt.trash_id is not None:
@@ -369,7 +376,11 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
         text = f"{in_use_words(removal.in_use)}; removed anyway"
         out.print(labelled("Forced", printable(text), "yellow"))
     usual = ("done",) if verbose else ("done", "absent")
-    shown = [outcome for outcome in receipt.outcomes if outcome.result not in usual]
+    shown = [
+        outcome
+        for outcome in receipt.outcomes
+        if outcome.result not in usual and (verbose or not is_of_locks(outcome))
+    ]
     for outcome in shown if verbose else shown[:_SHOWN]:
         _show_outcome(out, outcome)
     if not verbose:
