@@ -15,11 +15,11 @@ import pytest
 
 from tests.kit.caches import CacheBuilder, fingerprint, model_files
 from tests.kit.commands import Vlmcache
-from tests.kit.disks import NOBODY, as_other_user, common_folder
+from tests.kit.disks import NOBODY, as_other_user, becoming, common_folder
 from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import variables
-from vlmcache.cache.owners import group_name
+from vlmcache.cache.owners import group_name, owner_name
 from vlmcache.change.plan import SetAccess
 from vlmcache.commands.doctor.permissions import inherits, set_access
 from vlmcache.commands.doctor.sharing import check_sharing
@@ -255,6 +255,52 @@ def test_who_is_not_in_the_group_reads_how_to_join_it(
     done = as_user(shared, str(NOBODY), *words)
     assert f"sudo usermod -aG {group_name(OTHERS)} $USER" in done.stdout + done.stderr
     assert "Removed" not in done.stdout
+
+
+def test_a_refused_removal_says_that_nothing_was_removed(closed: CacheBuilder, group: str) -> None:
+    done = as_user(closed, group, "rm", "org/name", "--yes")
+    assert done.returncode == 1
+    assert done.stdout.startswith("Nothing was removed.\n")
+    assert ".locks" not in done.stdout, "locks stay because the model stays"
+
+
+def test_a_move_out_of_a_shared_cache_says_how_to_share_the_destination(
+    shared: CacheBuilder, group: str, vlmcache: Vlmcache
+) -> None:
+    check_sharing(str(shared.root), group, fix=True)
+    place = shared.root.parent / "other"
+    place.mkdir(mode=0o755)
+    refused = as_user(shared, group, "move", str(place))
+    assert refused.returncode == 1
+    assert f"{place} cannot be written (it belongs to root" in refused.stderr
+    assert not list(place.iterdir())
+    words = ["move", str(place), "--yes", "--cache-dir", str(shared.root)]
+    done = vlmcache(*words)
+    assert done.code == 0, done
+    name = group_name(int(group))
+    assert f"\n  sudo vlmcache doctor --shared {name} --fix --cache-dir {place}\n" in done.out
+    check_sharing(str(place), group, fix=True)
+    assert as_user(shared, group, "rm", "org/name", "--yes").returncode == 0
+    shared.repo("org/second").revision(model_files())
+    assert "doctor --shared" not in vlmcache(*words).out
+
+
+def test_a_process_of_another_user_is_named_with_its_user(
+    shared: CacheBuilder, vlmcache: Vlmcache
+) -> None:
+    blob = next((shared.root / "models--org--name" / "blobs").iterdir())
+    reader = f"import sys; kept = open({str(blob)!r}); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [*becoming(NOBODY), sys.executable, "-c", reader],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            pytest.skip("cannot become another user here")
+        done = vlmcache("rm", "org/name", "--dry-run", "--cache-dir", str(shared.root))
+        process.communicate(b"")
+    assert f"PID {process.pid} of {owner_name(NOBODY)} (open)" in done.out
 
 
 def test_a_plan_counts_as_changed_only_what_was_changed(closed: CacheBuilder, group: str) -> None:

@@ -153,8 +153,6 @@ def prepare_move(
     repos = {repo.folder: repo for repo in state.repos}
     chosen = [repos[folder] for folder in choice.folders]
     check_sources(chosen, target)
-    if chosen:
-        check_writable(place, "mount it so that it can be, or name a folder of yours")
     plan = plan_move(state, target, choice, link=link)
     usage = who_uses(state, set(choice.folders))
     report = msgspec.structs.replace(
@@ -165,6 +163,8 @@ def prepare_move(
     )
     _check_source(chosen, state.dir)
     check_filesystems(chosen, state, place)
+    if chosen:
+        check_writable(place, "mount it so that it can be, or name a folder of yours")
     return PreparedMove(state, target, choice, report)
 
 
