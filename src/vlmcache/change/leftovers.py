@@ -21,6 +21,19 @@ from vlmcache.change.removal_tree import Emptying, RemovalTree
 from vlmcache.change.tree import sync_folder
 
 
+def _may_unlink(status: os.stat_result, folder: int) -> bool:
+    """Return whether the system lets this user remove a folder, and not only what is in it.
+
+    Args:
+        status: of the folder.
+        folder: the descriptor of the one above it.
+    """
+    above = os.fstat(folder)
+    owners = (0, above.st_uid, status.st_uid)
+    kept = above.st_mode & modes.S_ISVTX and os.geteuid() not in owners
+    return not kept and os.access(".", os.W_OK | os.X_OK, dir_fd=folder)
+
+
 class Leftovers:
     """The leftovers of one run."""
 
@@ -59,7 +72,9 @@ class Leftovers:
                 # It is an error only if the entry itself is gone, not the place for it.
                 os.stat(name, dir_fd=folder, follow_symlinks=False)
             except OSError:
-                pass  # a full, foreign or read-only place for the leftovers; unlinking may still do
+                # A full, foreign or read-only place for the leftovers; unlinking may still do.
+                if is_folder and folder is not None and not _may_unlink(entry.status, folder):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from None
             Emptying(attempt).remove(entry)
 
     def exchange(self, attempt: Attempt, action: RemoveTree, locks: HubLocks) -> None:
