@@ -131,6 +131,14 @@ def test_where_there_is_no_pip_it_is_made_first(tmp_path: Path) -> None:
     assert made.package("einops") == command
 
 
+def test_what_root_has_installed_for_everybody_is_changed_by_root(tmp_path: Path) -> None:
+    made = made_up(tmp_path)._replace(is_anothers=True)
+    python = f"sudo {tmp_path}/bin/python"
+    assert made.package("einops") == f"{python} -m pip install einops"
+    command = f"{python} -m ensurepip && {python} -m pip install einops"
+    assert made._replace(has_pip=False).package("einops") == command
+
+
 @pytest.mark.skipif(not installation().has_pip, reason="needs pip in this environment")
 def test_the_command_for_this_environment_runs_in_a_shell() -> None:
     command = install_package("--dry-run", "--no-index", "--no-deps", "--quiet", "pytest")

@@ -31,6 +31,8 @@ class Installation(NamedTuple):
     """Whether the source itself is imported."""
     has_pip: bool = True
     """Whether the interpreter has pip."""
+    is_anothers: bool = False
+    """Whether this is a virtual environment that this user cannot write to, such as root's."""
 
     def with_extra(self, name: str) -> str:
         """Return the command that installs vlmcache with one of its extras: `load`, `s3`, …."""
@@ -57,12 +59,15 @@ class Installation(NamedTuple):
         uv = self._has("uv-receipt.toml") or self.installer == "uv" or shutil.which("uv")
         if not self.has_pip and uv:
             return shlex.join(["uv", "pip", "install", "--python", self.python, *words])
+        sudo = ["sudo"] if self.is_anothers else []
         if not self.has_pip:
-            python = shlex.quote(self.python)
+            python = shlex.join([*sudo, self.python])
             return f"{python} -m ensurepip && {python} -m pip install {shlex.join(words)}"
         pip = shutil.which("pip")
         own = pip is not None and os.path.dirname(pip) == os.path.dirname(self.python)
-        return shlex.join([*(["pip"] if own else [self.python, "-m", "pip"]), "install", *words])
+        # sudo looks for `pip` on a PATH of its own.
+        program = ["pip"] if own and not sudo else [*sudo, self.python, "-m", "pip"]
+        return shlex.join([*program, "install", *words])
 
     def _has(self, name: str) -> bool:
         return os.path.exists(os.path.join(self.prefix, name))
@@ -92,7 +97,13 @@ def read_installation(distribution: Distribution) -> Installation:
         editable = bool(direct_url.get("dir_info", {}).get("editable"))
     except (ValueError, LookupError, AttributeError, TypeError):
         origin, editable = "", False
-    return Installation(installer=installer, origin=origin, editable=editable, has_pip=has_pip)
+    return Installation(
+        installer=installer,
+        origin=origin,
+        editable=editable,
+        has_pip=has_pip,
+        is_anothers=sys.prefix != sys.base_prefix and not os.access(sys.prefix, os.W_OK),
+    )
 
 
 @lru_cache(maxsize=1)

@@ -57,7 +57,10 @@ def what_makes_room(known: Known, session: Session, short: Shortage, repos: Coll
     unused = plans.evictable(repos) if plans.on_cache_disk(short) else ()
     models = [model for model in unused if model.locked is None][:MOST_MODELS]
     if not models:
-        return f"make room at {short.place}, or lower min_free in config.yaml"
+        file = session.config.path
+        if session.config.shipped:
+            file = f"a config.yaml of your own, which '{units.command('init')}' writes"
+        return f"make room at {short.place}, or lower min_free in {file}"
     advised = Advice(session)
     return "; ".join(
         f"'{advised.command('rm', model.name)}' frees {units.size_text(model.frees)} ({model.used})"
