@@ -117,13 +117,16 @@ def cache_of(path: str) -> str | None:
     return None
 
 
-def denial(path: str, cache_dir: str, *, to_write: bool = False) -> Denial | None:
+def denial(
+    path: str, cache_dir: str, *, to_write: bool = False, linked_from: str | None = None
+) -> Denial | None:
     """Return what keeps this user from an entry of a cache, and its owner; `None` if nothing does.
 
     Args:
         path: the entry.
         cache_dir: the hub cache.
         to_write: whether the entry is to be changed or removed, and not only read.
+        linked_from: the cache from which models were moved to this one, whose group counts too.
     """
     if not hasattr(os, "geteuid") or not os.path.isabs(cache_dir):
         return None
@@ -138,16 +141,16 @@ def denial(path: str, cache_dir: str, *, to_write: bool = False) -> Denial | Non
             # Removing a file changes its folder; its own mode does not matter.
             counts = not to_write or os.path.isdir(place)
             if counts and status.st_uid != os.geteuid() and not os.access(place, wanted):
-                return _denial(place, status.st_uid, cache_dir)
+                return _denial(place, status.st_uid, cache_dir, linked_from or cache_dir)
         place = os.path.dirname(place)
     return None
 
 
-def _denial(place: str, uid: int, cache_dir: str) -> Denial:
+def _denial(place: str, uid: int, cache_dir: str, shared: str) -> Denial:
     owner, top = owner_name(uid), os.stat(cache_dir)
     words = f"'{place}' belongs to {owner}, and you are {owner_name(os.geteuid())}"
-    group = sharing_group(cache_dir)
-    if group is not None and not is_member(top.st_gid):
+    group = sharing_group(shared)
+    if group is not None and not is_member(os.stat(shared).st_gid):
         return Denial(f"{words}, not a member of {group}", join_group(group))
     if group is not None or uid != top.st_uid:
         return Denial(words, fix_access(cache_dir, group))

@@ -277,13 +277,14 @@ def test_a_move_out_of_a_shared_cache_says_how_to_share_the_destination(
     words = ["move", str(place), "--yes", "--cache-dir", str(shared.root)]
     done = vlmcache(*words)
     assert done.code == 0, done
-    name = group_name(int(group))
-    assert f"\n  sudo vlmcache doctor --shared {name} --fix --cache-dir {place}\n" in done.out
+    shares = f"sudo vlmcache doctor --shared {group_name(int(group))} --fix --cache-dir {place}\n"
+    assert f"\n  {shares}" in done.out
     before = contents(place)
     refused = as_user(shared, group, "rm", "org/name", "--yes")
     assert refused.returncode == 1
     assert refused.stdout.startswith("Nothing was removed.\n"), refused.stdout
     assert f"'{place}' belongs to root" in refused.stderr
+    assert f"hint: {shares}" in refused.stderr
     assert contents(place) == before, "no model is removed in part"
     check_sharing(str(place), group, fix=True)
     assert as_user(shared, group, "rm", "org/name", "--yes").returncode == 0

@@ -295,7 +295,9 @@ def _receipt_problem(receipt: Receipt, cache_dir: str) -> VlmcacheError | None:
         hint = "'vlmcache doctor' may show why"
         # The path that was refused, which can be in the leftovers by now.
         refused = failed[0].partition(": ")[2] or failed[0]
-        denied = denial(refused, cache_of(refused) or cache_dir, to_write=True)
+        denied = denial(
+            refused, cache_of(refused) or cache_dir, to_write=True, linked_from=cache_dir
+        )
         if denied is not None:
             words, hint = f"{words}: {denied.words}", denied.remedy
         return PartlyError(words, hint) if done else RemovalError(words, hint)
