@@ -206,20 +206,17 @@ def _closed_above(root: str, gid: int) -> Iterator[str]:
 
 def _open_finding(root: str, count: int, plan: Plan, sharing: Sharing | None) -> Finding:
     entry = "entry has" if count == 1 else "entries have"
+    group = None if sharing is None else sharing.group
     actions = [action for action in plan.actions if isinstance(action, SetAccess)]
-    if sharing is None:
-        code = "permissions"
+    # Only its owner may change an entry, and only root may give it to another one.
+    needs_root = not is_root() and any(
+        action.owner is not None or action.old_owner != os.geteuid() for action in actions
+    )
+    remedy = fix_access(root, group) if needs_root else None
+    if group is None:
         text = f"{count} {entry} permissions that the owner's own cache should not have"
-        needs_root = any(action.owner is not None for action in actions)
-        remedy = command("doctor", "--fix")
-    else:
-        code = "not-shared"
-        text = f"{count} {entry} to change before {sharing.group} can share the cache"
-        needs_root = False
-        remedy = command("doctor", "--shared", sharing.group, "--fix")
-    if not is_root():
-        # Only the owner of an entry may change it, and what becomes of its owner only root.
-        needs_root |= any(action.old_owner != os.geteuid() for action in actions)
-        if needs_root:
-            remedy = fix_access(root, sharing.group if sharing is not None else None)
-    return finding(code, "error", root, text, remedy)
+        usual = command("doctor", "--fix")
+        return finding("permissions", "error", root, text, remedy or usual)
+    text = f"{count} {entry} to change before {group} can share the cache"
+    usual = command("doctor", "--shared", group, "--fix")
+    return finding("not-shared", "error", root, text, remedy or usual)
