@@ -66,6 +66,7 @@ ELSEWHERE = {
     "scheduled": "our own data folder: how each schedule went",
     "load.worker": "the system's folder of temporary files",
     "load.quantized": "our own data folder: quantized copies",
+    "load.scratch": "folders in which copies and trial models are made",
     "load.synthetic": "a folder of the benchmark's own",
 }
 """Modules that write, and the folder outside any cache that they write to."""

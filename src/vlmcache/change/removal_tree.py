@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
-from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter
+from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter, stale
 from vlmcache.cache.usage import open_elsewhere
 from vlmcache.change.plan import Attempt, Expected, Outcome
 from vlmcache.change.tree import MOST_OPEN, Tree, entry_names, give
@@ -34,13 +34,29 @@ class TreeEntry(NamedTuple):
     status: os.stat_result
 
     def unlink(self, attempt: Attempt) -> None:
-        """Unlink it; that gives nothing back while another hard link keeps its bytes."""
-        os.unlink(self.name, dir_fd=self.folder)
+        """Unlink it; that gives nothing back while another hard link keeps its bytes.
+
+        Raises:
+            StaleError: a folder has taken its place.
+            OSError: the system refuses.
+        """
+        try:
+            os.unlink(self.name, dir_fd=self.folder)
+        except IsADirectoryError:
+            raise stale(self.path) from None
         attempt.freed += allocated_bytes(self.status) if self.status.st_nlink <= 1 else 0
 
     def remove_folder(self, attempt: Attempt) -> None:
-        """Remove an empty folder."""
-        os.rmdir(self.name, dir_fd=self.folder)
+        """Remove an empty folder.
+
+        Raises:
+            StaleError: something else has taken its place.
+            OSError: the system refuses.
+        """
+        try:
+            os.rmdir(self.name, dir_fd=self.folder)
+        except NotADirectoryError:
+            raise stale(self.path) from None
         attempt.freed += allocated_bytes(self.status)
 
 
@@ -218,7 +234,7 @@ class Emptying:
         except FileNotFoundError:
             pass
         except OSError as error:
-            self._errors.append(OSError(error.errno, error.strerror, entry.path))
+            self._note(error, entry.path)
         if self._errors:
             raise self._errors[0]
 
@@ -260,7 +276,13 @@ class Emptying:
         except FileNotFoundError:
             pass
         except OSError as error:
-            self._errors.append(OSError(error.errno, error.strerror, path))
+            self._note(error, path)
+
+    def _note(self, error: OSError, path: str) -> None:
+        if not isinstance(error, StaleError):
+            # It names the entry as it is called in its open folder.
+            error = OSError(error.errno, error.strerror, path)
+        self._errors.append(error)
 
 
 def _refs_first(name: str) -> int:

@@ -204,6 +204,20 @@ def test_an_absent_model_is_exit_7_with_the_nearest(place: Place) -> None:
     assert is_failure(result.err)
 
 
+@pytest.mark.parametrize("option", ["--dry-run", "--yes"])
+def test_what_is_refused_because_of_its_use_is_not_shown_as_removed(
+    place: Place, option: str
+) -> None:
+    CacheBuilder(place.root).repo("org/used").revision(model_files())
+    blob = next((place.root / "models--org--used" / "blobs").iterdir())
+    with open(blob, "rb"):
+        done = place.run("rm", "org/used", option)
+    assert done.code == ExitCode.BUSY
+    assert "in use" in done.out
+    assert "REMOVES" not in done.out
+    assert "Frees" not in done.out
+
+
 def test_other_types_are_named_by_their_prefix(place: Place) -> None:
     cache = CacheBuilder(place.root)
     model, dataset = cache.repo("org/name"), cache.repo("org/name", "dataset")

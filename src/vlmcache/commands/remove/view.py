@@ -30,6 +30,7 @@ from vlmcache.change.plan import (
 from vlmcache.change.space import free_words
 from vlmcache.commands.remove.offered import Offer, Offered
 from vlmcache.commands.remove.values import ALONG, Archive, Removal, is_of_locks
+from vlmcache.errors import InUseError
 from vlmcache.show.choices import Choice, Choices
 from vlmcache.show.console import console
 from vlmcache.show.prose import whole
@@ -115,9 +116,24 @@ def show(removal: Removal, *, verbose: bool = False) -> None:
 def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool = False) -> None:
     """Print the plan: a line for each thing that is removed, and what stays on purpose."""
     out = console(sys.stdout if stream is None else stream)
-    plan = removal.plan
     if removal.cache:
         show_cache(out, removal.cache)
+    if removal.receipt is not None or not isinstance(removal.problem, InUseError):
+        _show_actions(out, removal, verbose=verbose)
+    planned = removal.plan.kept
+    kept = [*planned, *(used for used in removal.in_use if used not in planned)]
+    _show_kept(out, kept, verbose=verbose)
+    _show_unknown_use(out, removal)
+    _show_side_caches(out, removal)
+    _show_warnings(out, removal)
+    if removal.hidden_processes:
+        out.print(labelled("Note", hidden_words(removal.hidden_processes)))
+    if removal.contained:
+        out.print(labelled("Note", UNSEEN_OUTSIDE))
+
+
+def _show_actions(out: Console, removal: Removal, *, verbose: bool) -> None:
+    """Print what is removed or moved, and what that frees."""
     if removal.removals:
         rows = _rows(removal.removals, apart=verbose)
         shown = rows if verbose else rows[:_SHOWN_ROWS]
@@ -128,7 +144,7 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
         out.print()
     if removal.archive is not None:
         _show_moves(out, removal, removal.archive, verbose=verbose)
-    elif plan.actions:
+    elif removal.plan.actions:
         out.print(labelled("Frees", _frees_words(removal)))
         if removal.trash.why_not is not None:
             text = f"freed at once, and cannot be restored: {removal.trash.why_not}"
@@ -138,15 +154,6 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
     for copy in removal.copies:
         name = f"the kept {copy.precision} copy of {copy.repo}"
         out.print(labelled("Copy", printable(f"{name} is removed too, {size_text(copy.size)}")))
-    kept = [*plan.kept, *(used for used in removal.in_use if used not in plan.kept)]
-    _show_kept(out, kept, verbose=verbose)
-    _show_unknown_use(out, removal)
-    _show_side_caches(out, removal)
-    _show_warnings(out, removal)
-    if removal.hidden_processes:
-        out.print(labelled("Note", hidden_words(removal.hidden_processes)))
-    if removal.contained:
-        out.print(labelled("Note", UNSEEN_OUTSIDE))
 
 
 def _frees_words(removal: Removal) -> str:

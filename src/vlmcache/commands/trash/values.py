@@ -122,5 +122,5 @@ class TrashReport(Report, frozen=True):
         return PartlyError(
             f"{len(undone)} of {counted(len(self.removals), 'removal')} could not be emptied: "
             f"{first.detail or first.path}",
-            "'vlmcache doctor' may show why",
+            "run it again" if first.result == "stale" else "'vlmcache doctor' may show why",
         )

@@ -56,7 +56,7 @@ def show_trash(report: TrashReport, *, verbose: bool = False) -> None:
     out = console()
     if report.receipt is not None:
         if report.removals or report.receipt.outcomes:
-            count = counted(len(report.removals), "removal")
+            count = counted(len(report.removals) - len(report.receipt.undone), "removal")
             out.print(f"Emptied the trash of {count}, freed {size_text(report.receipt.freed)}.")
         else:
             out.print("The trash is empty.")
