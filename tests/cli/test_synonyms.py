@@ -151,3 +151,11 @@ def test_an_option_that_is_almost_one_is_suggested_in_the_hint() -> None:
         "error: no such option: --sortt",
         "hint: did you mean --sort? see 'vlmcache status --help'",
     ]
+
+
+def test_an_option_that_only_resembles_one_is_not_suggested() -> None:
+    done = run_here("restore", "saved.tar", "--verify")
+    assert done.err.splitlines() == [
+        "error: no such option: --verify",
+        "hint: see 'vlmcache restore --help'",
+    ]

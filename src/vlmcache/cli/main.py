@@ -413,7 +413,8 @@ def _failure(error: BaseException, arguments: Sequence[str] = ()) -> VlmcacheErr
         for theirs, ours in _WORDS_OF_TYPER.items():
             message = message.replace(theirs, ours)
         see = f"see '{path} --help'"
-        meant = did_you_mean(str(getattr(error, "option_name", "")), close, 1) if close else None
+        # `--verify` is not `--overwrite`: an option may do something that cannot be taken back.
+        meant = did_you_mean(str(getattr(error, "option_name", "")), close, 1, least=0.7)
         return UsageError(message[:1].lower() + message[1:], f"{meant} {see}" if meant else see)
     if isinstance(error, OSError):
         return _InternalError(
