@@ -38,7 +38,7 @@ from vlmcache.commands.backup.store import (
     revisions_of,
 )
 from vlmcache.commands.backup.values import (
-    MAKE_ROOM,
+    MAKE_ROOM_THERE,
     STREAM,
     Amount,
     Backup,
@@ -233,7 +233,7 @@ def _writing(
         # Its size is not known before it is written.
         size = 0
     check_filesystem(folder, Needs([name], size))
-    change_place.check_room(folder, size, MAKE_ROOM)
+    change_place.check_room(folder, size, MAKE_ROOM_THERE)
     return places.Folder(folder).writing(name, size)
 
 
@@ -305,7 +305,7 @@ def _to_store(
         if folder is not None:
             largest = max((upload.blob.size for upload in missing), default=0)
             check_filesystem(folder, Needs(ref_names(folders.values()), largest))
-            change_place.check_room(folder, size, MAKE_ROOM)
+            change_place.check_room(folder, size, MAKE_ROOM_THERE)
         files = {upload.source: shown[upload.source] for upload in missing}
         with files_shown(progress, "saved", files) as moved:
             store.save(missing, moved)

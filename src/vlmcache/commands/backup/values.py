@@ -15,7 +15,9 @@ STREAM = "-"
 """The place that means stdin or stdout."""
 Form = Literal["store", "tar", "tar.gz", "tar.zst"]
 """The kind of backup: a store, or one tar stream and how that is compressed."""
-MAKE_ROOM = "'vlmcache status' shows what makes room"
+MARKER = "vlmcache-store.json"
+"""The file that makes a folder or prefix a store."""
+MAKE_ROOM_THERE = "make room there, name fewer models, or another drive"
 
 
 class BackupError(VlmcacheError):
