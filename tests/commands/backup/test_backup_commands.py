@@ -188,3 +188,28 @@ def test_a_damaged_backup_is_named_with_what_to_do(
         message, hint = done.err.splitlines()
         assert name in message
         assert hint == "hint: copy it again, or make a new one with 'vlmcache backup'"
+
+
+def test_a_ref_that_stays_is_reported_with_its_repo_and_the_way_out(
+    cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path
+) -> None:
+    cache.repo("org/name").revision(FILES)
+    assert vlmcache("backup", "saved.tar").code == 0
+    other = CacheBuilder(tmp_path / "new")
+    commit = other.repo("org/name").revision({**FILES, "README.md": b"older"})
+    done = vlmcache("restore", "saved.tar", "--cache-dir", str(other.root))
+    assert done.code == 3
+    assert done.err.splitlines() == [
+        f"error: org/name: main names another commit here ({commit[:12]})",
+        "hint: --overwrite lets it name the backup's; the files of both stay",
+    ]
+
+
+def test_the_folder_for_a_tar_is_named_with_the_command_that_makes_it(
+    cache: CacheBuilder, vlmcache: Vlmcache
+) -> None:
+    cache.repo("org/name").revision(FILES)
+    done = vlmcache("backup", "my drive/may/saved.tar")
+    assert done.code == 2
+    hint = f"mkdir -p '{vlmcache.folder}/my drive/may'"
+    assert done.err.splitlines()[-1].endswith(f"or make the folder: {hint}")

@@ -228,7 +228,10 @@ def _writing(
     # A link stays, and the file that it leads to is written.
     folder, name = os.path.split(os.path.realpath(path))
     if not os.path.isdir(folder):
-        raise UsageError(f"no such folder: {folder}")
+        raise UsageError(
+            f"no such folder: {folder}",
+            f"mount the drive, or make the folder: {units.shell_words('mkdir', '-p', folder)}",
+        )
     if compressed:
         # Its size is not known before it is written.
         size = 0

@@ -141,7 +141,7 @@ class Restored(Report, frozen=True):
         for kept in self.plan.kept:
             more = and_more(len(self.plan.kept) - 1)
             return PartlyError(
-                f"{kept.reason}: {kept.path}{more}",
+                f"{kept.repo}: {kept.reason}{more}",
                 "--overwrite lets it name the backup's; the files of both stay",
             )
         return None
