@@ -103,7 +103,7 @@ def backup(
                 raise away_error(repo, repo.away)
         raise UsageError(f"nothing to back up in {state.dir}", "'vlmcache pull' fills it")
     save = _to_store if to_store else _to_stream
-    again = units.command("backup", places.without_password(destination), *names)
+    again = session.command("backup", places.without_password(destination), *names)
     how = "continues from here" if to_store else "starts again"
     with continued_by(progress, f"'{again}' {how}"):
         totals = save(destination, parts, options, progress)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import IO, NamedTuple
 
-from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.case import paths_of, refuse_clash
 from vlmcache.cache.hashing import BLOCK, Check, hash_all
@@ -80,7 +79,8 @@ def restore(
     """
     begun = time.monotonic()
     options, progress = options or RestoreOptions(), progress or Progress()
-    again = units.command("restore", places.without_password(source), *names)
+    overwrite = ["--overwrite"] if options.overwrite else []
+    again = session.command("restore", places.without_password(source), *names, *overwrite)
     with (
         continued_by(progress, f"'{again}' continues from here"),
         _named(source),
