@@ -213,3 +213,10 @@ def test_the_folder_for_a_tar_is_named_with_the_command_that_makes_it(
     assert done.code == 2
     hint = f"mkdir -p '{vlmcache.folder}/my drive/may'"
     assert done.err.splitlines()[-1].endswith(f"or make the folder: {hint}")
+
+
+def test_a_pull_of_nothing_from_a_backup_is_answered_with_restore(vlmcache: Vlmcache) -> None:
+    hint = "hint: name one to pull, such as owner/name; 'vlmcache "
+    done = vlmcache("pull", "--from", "saved.tar")
+    assert done.err.splitlines()[-1] == f"{hint}restore' copies all that is in a backup"
+    assert vlmcache("pull").err.splitlines()[-1] == f"{hint}init' writes a config.yaml"
