@@ -57,6 +57,9 @@ REVIEWED = {
     "installing": {"--force": "a package"},
     "load.device": {"--force-reinstall": "a package"},
     "load.explain": {"--force-reinstall": "a package"},
+    "commands.backup.restore": {
+        "--overwrite": "it was typed, and the command is repeated; no file is removed",
+    },
     "commands.backup.values": {
         "--overwrite lets it name the backup's; the files of both stay": "no file is removed",
     },

@@ -46,6 +46,7 @@ from vlmcache.names import (
     parse_page,
     without_addresses,
 )
+from vlmcache.units import command
 
 __all__ = [
     "CacheLocation",
@@ -91,6 +92,10 @@ class Session(NamedTuple):
     environment: Environment
     config: Config
     cache: CacheLocation
+
+    def command(self, name: str, *words: str) -> str:
+        """Return a command line that works on the same cache with the same config.yaml."""
+        return command(name, *words, *options_in_force(self.config, self.cache))
 
 
 def open_session(

@@ -226,13 +226,14 @@ def is_encodable(text: str, stream: object) -> bool:
     return True
 
 
-def did_you_mean(text: str, known: Iterable[str], most: int = 3) -> str | None:
+def did_you_mean(text: str, known: Iterable[str], most: int = 3, least: float = 0.5) -> str | None:
     """Return the question that names what is similar to a string; `None` if nothing is.
 
     Args:
         text: what was typed.
         known: what could have been meant.
         most: how many of these to name at most.
+        least: how similar they have to be, 0 to 1.
     """
     import difflib  # only for mistakes
 
@@ -249,5 +250,5 @@ def did_you_mean(text: str, known: Iterable[str], most: int = 3) -> str | None:
         return alike
 
     near = sorted(((likeness(name), name) for name in dict.fromkeys(known)), key=lambda n: -n[0])
-    names = [name for alike, name in near[:most] if alike >= 0.5]
+    names = [name for alike, name in near[:most] if alike >= least]
     return f"did you mean {' or '.join(names)}?" if names else None

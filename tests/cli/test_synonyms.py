@@ -151,3 +151,20 @@ def test_an_option_that_is_almost_one_is_suggested_in_the_hint() -> None:
         "error: no such option: --sortt",
         "hint: did you mean --sort? see 'vlmcache status --help'",
     ]
+
+
+def test_an_option_that_only_resembles_one_is_not_suggested() -> None:
+    done = run_here("restore", "saved.tar", "--verify")
+    assert done.err.splitlines() == [
+        "error: no such option: --verify",
+        "hint: see 'vlmcache restore --help'",
+    ]
+
+
+def test_an_option_before_the_command_is_answered_with_where_options_belong() -> None:
+    for words in (("-q", "status"), ("--config", "mine.yaml", "status")):
+        assert run_here(*words).err.splitlines() == [
+            f"error: no such option: {words[0]}",
+            "hint: options follow the command: see 'vlmcache status --help'",
+        ]
+    assert run_here("--nosuch").err.splitlines()[-1] == "hint: see 'vlmcache --help'"

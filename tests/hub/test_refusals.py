@@ -28,8 +28,8 @@ def hub() -> Iterator[LoopbackHub]:
         yield hub
 
 
-def refused(hub: LoopbackHub, cache: Path, **options: Any) -> VlmcacheError:
-    run = pull(hub, cache, **options)
+def refused(hub: LoopbackHub, cache: Path, *names: str, **options: Any) -> VlmcacheError:
+    run = pull(hub, cache, *names, **options)
     assert run.problem is not None
     return run.problem
 
@@ -116,6 +116,18 @@ def test_what_is_cached_stays_in_use_if_the_hub_has_the_repo_no_more(
     assert [model.state for model in run.models] == ["cached"]
     assert [finding.code for finding in run.findings] == ["hub-not-asked"]
     assert f"no such model on {hub.url}: {REPO}" in run.findings[0].detail
+
+
+def test_a_hub_of_ones_own_is_not_answered_with_how_to_log_in_at_hugging_face(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    hub.accept_token("hf_other1234")
+    rejected = refused(hub, tmp_path / "cache", token="hf_mine1234")
+    assert rejected.hint == f"set HF_TOKEN to a token of {hub.url}"
+    unknown = refused(hub, tmp_path / "cache", "nobody/nothing")
+    assert unknown.hint == (
+        f"check the name; if it is private, set HF_TOKEN to a token of {hub.url}"
+    )
 
 
 def test_no_secret_of_an_address_is_shown(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -404,7 +404,10 @@ def _failure(error: BaseException, arguments: Sequence[str] = ()) -> VlmcacheErr
         context = getattr(error, "ctx", None)
         named = command_in(arguments)
         path = " ".join(("vlmcache", *(words_of(named) if named else ())))
-        path = getattr(context, "command_path", path)
+        at_fault = getattr(context, "command_path", path)
+        # `vlmcache -q status`, as other programs have it.
+        too_early = at_fault != path and hasattr(error, "option_name")
+        path = path if too_early else at_fault
         close = sorted(getattr(error, "possibilities", None) or ())
         if close:
             # A suggestion belongs in the hint.
@@ -413,7 +416,10 @@ def _failure(error: BaseException, arguments: Sequence[str] = ()) -> VlmcacheErr
         for theirs, ours in _WORDS_OF_TYPER.items():
             message = message.replace(theirs, ours)
         see = f"see '{path} --help'"
-        meant = did_you_mean(str(getattr(error, "option_name", "")), close, 1) if close else None
+        if too_early:
+            see = f"options follow the command: {see}"
+        # `--verify` is not `--overwrite`: an option may do something that cannot be taken back.
+        meant = did_you_mean(str(getattr(error, "option_name", "")), close, 1, least=0.7)
         return UsageError(message[:1].lower() + message[1:], f"{meant} {see}" if meant else see)
     if isinstance(error, OSError):
         return _InternalError(

@@ -117,7 +117,7 @@ def pull(
     """
     from vlmcache.cli import picker
 
-    names = models or (None if every else _picked(call))
+    names = models or (None if every else _picked(call, offers_backup=bool(sources)))
     call.cache.choose = picker.variant if can_ask(json=call.json) else None
     return Answer(
         call.acting(yes=yes).pull(
@@ -151,12 +151,15 @@ def show(value: "PullReport", *, verbose: bool) -> None:
     view.show(value, verbose=verbose)
 
 
-def _picked(call: Call) -> list[str]:
+def _picked(call: Call, *, offers_backup: bool) -> list[str]:
     """Return the models that a person picks on the terminal."""
     if not call.cache.session.config.listed:
+        other = "restore' copies all that is in a backup"
+        if not offers_backup:
+            other = "init' writes a config.yaml"
         raise UsageError(
             "no MODEL is named, and none is configured",
-            "name one to pull, such as owner/name; 'vlmcache init' writes a config.yaml",
+            f"name one to pull, such as owner/name; 'vlmcache {other}",
         )
     if not can_ask(json=False):
         raise UsageError(

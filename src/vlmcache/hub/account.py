@@ -113,7 +113,19 @@ class Account:
         """What to do to get access."""
         if self.named_by_folder:
             return "give --token: a .env names this hub, so your own token is not sent to it"
+        if self.endpoint != settings.DEFAULT_ENDPOINT:
+            return f"set HF_TOKEN to a token of {self.name}"
         return "log in: 'hf auth login', HF_TOKEN or --token"
+
+    @property
+    def how_to_renew(self) -> str:
+        """What to do if the hub does not accept the token."""
+        if self.endpoint != settings.DEFAULT_ENDPOINT:
+            return self.how_to_log_in
+        return (
+            "make a new one at https://huggingface.co/settings/tokens, then use 'hf auth login', "
+            "HF_TOKEN or --token"
+        )
 
     @property
     def name(self) -> str:

@@ -330,11 +330,7 @@ def _refused(account: Account, status: int, code: str, words: str, *, page: str)
     if code == "EntryNotFound":
         return NoSuchFileError("no such file" + words)
     if status == 401 and secret and code != "RepoNotFound":
-        return AccessError(
-            f"{account.name} does not accept the token{words}",
-            "make a new one at https://huggingface.co/settings/tokens, then use 'hf auth login', "
-            "HF_TOKEN or --token",
-        )
+        return AccessError(f"{account.name} does not accept the token{words}", account.how_to_renew)
     if code == "RepoNotFound" or status in (401, 404):
         advice = "the token must be allowed to read it" if secret else account.how_to_log_in
         return NoSuchRepoError("no such model", f"check the name; if it is private, {advice}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from vlmcache import log, units
+from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import ContentChangedError, hash_file
 from vlmcache.cache.mounts import nearest_folder
@@ -229,7 +229,7 @@ def quantize(
     require_packages()
     root = os.path.join(home, FOLDER)
     progress = progress or Progress()
-    again = units.command("quantize", name, "--precision", precision)
+    again = session.command("quantize", name, "--precision", precision)
     with (
         fitting_hints(precision),
         new_folder(root) as making,

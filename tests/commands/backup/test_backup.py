@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from vlmcache.commands.backup.tar import MANIFEST
 from vlmcache.commands.backup.values import BackupError, Restored, RestoreOptions
 from vlmcache.config import CacheLocation, Environment, Session
 from vlmcache.errors import ChangedError, SpaceError, UnknownModelError, UsageError, VlmcacheError
+from vlmcache.progress import Progress
 
 WEIGHTS = "model.safetensors"
 FILES: dict[str, Content] = {
@@ -464,3 +465,36 @@ def test_a_fault_at_every_call_of_a_backup_leaves_the_old_or_the_new_one(
 ) -> None:
     cache.repo("org/name").revision(FILES)
     try_every(Saving(cache, save(cache).read_bytes()), fault, at_least=5)
+
+
+class Impatient(Progress):
+    """Presses Ctrl-C before the first byte."""
+
+    def planned(self, done: str, sizes: Mapping[str, int], have: Mapping[str, int]) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_names_the_command_that_continues_on_the_same_cache(
+    cache: CacheBuilder, repo: CachedRepo, tmp_path: Path
+) -> None:
+    saved = save(cache)
+    here = CacheLocation(str(cache.root), "--cache-dir")
+    new = CacheLocation(str(tmp_path / "new"), "--cache-dir")
+    with pytest.raises(KeyboardInterrupt) as raised:
+        backup(
+            session(cache.root)._replace(cache=here), f"{tmp_path}/store/", (), None, Impatient()
+        )
+    assert raised.value.args[0] == (
+        f"'vlmcache backup {tmp_path}/store/ --cache-dir {here.dir}' continues from here"
+    )
+    with pytest.raises(KeyboardInterrupt) as raised:
+        restore(
+            session(tmp_path / "new")._replace(cache=new),
+            str(saved),
+            ("org/name",),
+            RestoreOptions(overwrite=True),
+            Impatient(),
+        )
+    assert raised.value.args[0] == (
+        f"'vlmcache restore {saved} org/name --overwrite --cache-dir {new.dir}' continues from here"
+    )

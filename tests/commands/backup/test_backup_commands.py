@@ -27,6 +27,10 @@ def test_models_go_to_a_file_and_come_back(
     planned = vlmcache("restore", "saved.tar", "--dry-run", "--cache-dir", new)
     assert planned.code == 0, planned.err
     assert "Would restore org/name from the tar saved.tar: 2 blobs, 7 kB\n" in planned.out
+    assert "7 kB      2  org/name  missing\n" in planned.out
+    every = vlmcache("restore", "saved.tar", "--dry-run", "-v", "--cache-dir", new)
+    lines = [line for line in every.out.splitlines() if "/blobs/" in line]
+    assert [line.split(" B")[0].split(" kB")[0].strip() for line in lines] == ["7", "2"]
     done = vlmcache("restore", "saved.tar", "--json", "--cache-dir", new)
     assert done.code == 0
     assert done.document["plan"]["needs"] == 7002
@@ -141,3 +145,78 @@ def test_a_backup_to_an_empty_destination_is_refused(
     cache.repo("org/name").revision(FILES)
     done = vlmcache("backup", "")
     assert (done.code, "the destination is empty" in done.err) == (2, True)
+
+
+def test_a_path_at_which_there_is_no_backup_leads_to_those_nearby(
+    cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path
+) -> None:
+    cache.repo("org/name").revision(FILES)
+    drive = tmp_path / "my drive"
+    drive.mkdir()
+    assert vlmcache("backup", f"{drive}/models/").code == 0
+    assert vlmcache("backup", f"{drive}/saved.tar").code == 0
+    (drive / "notes.txt").write_text("neither")
+    (tmp_path / "empty").mkdir()
+    hints = {
+        f"{drive}": f"did you mean '{drive}/models' or '{drive}/saved.tar'?",
+        f"{drive}/modles": f"did you mean '{drive}/models'?",
+        f"{drive}/modles/": f"did you mean '{drive}/models'?",
+        f"{drive}/save.tar": f"did you mean '{drive}/saved.tar'?",
+        f"{tmp_path}/empty/models": "is its drive mounted?",
+        f"{tmp_path}/absent/models": "is its drive mounted?",
+    }
+    for source, hint in hints.items():
+        done = vlmcache("restore", source)
+        assert (done.code, done.err.splitlines()[-1]) == (2, f"hint: {hint}"), source
+    refused = vlmcache("backup", f"{drive}")
+    assert refused.err.splitlines()[-1] == (
+        f"hint: name a new folder in it, such as '{drive}/vlmcache/'"
+    )
+
+
+def test_a_damaged_backup_is_named_with_what_to_do(
+    cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path
+) -> None:
+    cache.repo("org/name").revision(FILES)
+    assert vlmcache("backup", "saved.tar").code == 0
+    saved = vlmcache.folder / "saved.tar"
+    saved.write_bytes(saved.read_bytes()[:5000])
+    (vlmcache.folder / "notes.txt").write_text("no tar at all")
+    for name in ("saved.tar", "notes.txt"):
+        done = vlmcache("restore", name, "--cache-dir", str(tmp_path / "new"))
+        assert done.code == 4
+        message, hint = done.err.splitlines()
+        assert name in message
+        assert hint == "hint: copy it again, or make a new one with 'vlmcache backup'"
+
+
+def test_a_ref_that_stays_is_reported_with_its_repo_and_the_way_out(
+    cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path
+) -> None:
+    cache.repo("org/name").revision(FILES)
+    assert vlmcache("backup", "saved.tar").code == 0
+    other = CacheBuilder(tmp_path / "new")
+    commit = other.repo("org/name").revision({**FILES, "README.md": b"older"})
+    done = vlmcache("restore", "saved.tar", "--cache-dir", str(other.root))
+    assert done.code == 3
+    assert done.err.splitlines() == [
+        f"error: org/name: main names another commit here ({commit[:12]})",
+        "hint: --overwrite lets it name the backup's; the files of both stay",
+    ]
+
+
+def test_the_folder_for_a_tar_is_named_with_the_command_that_makes_it(
+    cache: CacheBuilder, vlmcache: Vlmcache
+) -> None:
+    cache.repo("org/name").revision(FILES)
+    done = vlmcache("backup", "my drive/may/saved.tar")
+    assert done.code == 2
+    hint = f"mkdir -p '{vlmcache.folder}/my drive/may'"
+    assert done.err.splitlines()[-1].endswith(f"or make the folder: {hint}")
+
+
+def test_a_pull_of_nothing_from_a_backup_is_answered_with_restore(vlmcache: Vlmcache) -> None:
+    hint = "hint: name one to pull, such as owner/name; 'vlmcache "
+    done = vlmcache("pull", "--from", "saved.tar")
+    assert done.err.splitlines()[-1] == f"{hint}restore' copies all that is in a backup"
+    assert vlmcache("pull").err.splitlines()[-1] == f"{hint}init' writes a config.yaml"

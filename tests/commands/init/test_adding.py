@@ -175,8 +175,9 @@ def test_comments_of_an_entry_stay_with_it() -> None:
 @pytest.mark.parametrize(
     ("repo", "taken", "key"),
     [
-        ("Qwen/Qwen2-VL-2B-Instruct", (), "qwen2_vl_2b_instruct"),
-        ("stepfun-ai/GOT-OCR2_0", (), "got_ocr2_0"),
+        ("Qwen/Qwen2-VL-2B-Instruct", (), "qwen_vl_2b"),
+        ("stepfun-ai/GOT-OCR2_0", (), "got_ocr"),
+        ("stepfun-ai/GOT-OCR2_0", ("got_ocr",), "got_ocr2_0"),
         ("meta-llama/Llama-3.2-11B", (), "llama_3_2_11b"),
         ("org/Name", ("NAME",), "org_name"),
         ("org/name", ("name", "org_name"), "org_name_2"),

@@ -63,7 +63,7 @@ def test_it_names_what_the_cache_holds_completely(cache: CacheBuilder, here: Pat
         "x_gguf": {"model_path": "org/x-GGUF:Q4_K_M"},
         "x_gguf_q8_0": {"model_path": "org/x-GGUF:Q8_0"},
         "other_gpt2": {"model_path": "other/gpt2"},
-        "qwen2_vl_2b_instruct": {"model_path": "Qwen/Qwen2-VL-2B-Instruct"},
+        "qwen_vl_2b": {"model_path": "Qwen/Qwen2-VL-2B-Instruct"},
     }
     assert "#   org/part\n" in text
     assert done.document["left_out"] == ["org/part"]

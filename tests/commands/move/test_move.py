@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -885,3 +885,22 @@ def test_an_empty_destination_is_refused(place: Place) -> None:
     place.repo()
     with pytest.raises(UsageError, match="the destination is empty"):
         move_command.move(place.session, "")
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_an_interruption_names_the_commands_that_continue_and_undo_on_the_same_cache(
+    place: Place, link: bool
+) -> None:
+    class Impatient(Progress):
+        def planned(self, done: str, sizes: Mapping[str, int], have: Mapping[str, int]) -> None:
+            raise KeyboardInterrupt
+
+    place.repo()
+    at_root = place.session_at(place.root)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        move_command.move(at_root, str(place.other), [NAME], MoveOptions(link), Impatient())
+    again, back = f"vlmcache move {place.other} {NAME}", f"vlmcache move {place.other} --undo"
+    same = f"--cache-dir {place.root} --config config.yaml"
+    assert raised.value.args[0] == (
+        f"'{again}{'' if link else ' --no-link'} {same}' continues, '{back} {same}' takes it back"
+    )

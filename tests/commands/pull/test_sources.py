@@ -303,6 +303,44 @@ def test_what_cannot_be_a_source_is_a_usage_error(hub: LoopbackHub, tmp_path: Pa
     assert codes(report) == {"source-unusable"}
 
 
+def test_a_name_that_is_almost_a_source_leads_to_it(
+    hub: LoopbackHub, other: CacheBuilder, tmp_path: Path
+) -> None:
+    hints = {
+        str(other.root.parent): None,
+        str(other.root.parent / "hubb"): f"did you mean {other.root}?",
+        str(tmp_path): "name the folder that holds models--owner--name, or the file of a backup",
+        "box:9401": "did you mean http://box:9401?",
+        str(tmp_path / "absent" / "hub"): "is its drive mounted?",
+    }
+    for source, hint in hints.items():
+        if hint is None:
+            assert pull(hub, tmp_path / "cache", sources=(source,)).problem is None
+            continue
+        with pytest.raises(UsageError) as raised:
+            pull(hub, tmp_path / "cache", sources=(source,))
+        assert raised.value.hint == hint
+    (tmp_path / "drive").mkdir()
+    os.rename(other.root, tmp_path / "drive" / "models-of-may")
+    with pytest.raises(UsageError) as raised:
+        pull(hub, tmp_path / "cache", sources=(str(tmp_path / "drive"),))
+    assert raised.value.hint == f"did you mean {tmp_path}/drive/models-of-may?"
+
+
+def test_a_model_that_no_source_has_is_reported_as_that_if_the_hub_is_away(
+    hub: LoopbackHub, other: CacheBuilder, tmp_path: Path
+) -> None:
+    report = pull(
+        hub,
+        tmp_path / "cache",
+        "nobody/nothing",
+        sources=(str(other.root),),
+        extra={"HF_HUB_OFFLINE": "1"},
+    )
+    assert report.problem is not None
+    assert report.problem.message.startswith("no source has nobody/nothing, and HF_HUB_OFFLINE")
+
+
 def test_a_source_of_the_configuration_that_is_away_is_a_warning(
     hub: LoopbackHub, other: CacheBuilder, tmp_path: Path
 ) -> None:
@@ -430,7 +468,7 @@ def test_a_drive_that_hangs_when_it_is_opened_is_given_up_and_the_hub_is_asked(
 ) -> None:
     back = threading.Event()
     monkeypatch.setattr(sources, "SILENCE", 0.2)
-    monkeypatch.setattr(sources, "_is_cache", lambda _: back.wait(60))
+    monkeypatch.setattr(sources, "holds_repos", lambda _: back.wait(60))
     quick = msgspec.structs.replace(STEADY, data_timeout=None)
     try:
         report = pull(hub, tmp_path / "cache", sources=(str(other.root),), patience=quick)

@@ -38,7 +38,7 @@ from vlmcache.commands.backup.store import (
     revisions_of,
 )
 from vlmcache.commands.backup.values import (
-    MAKE_ROOM,
+    MAKE_ROOM_THERE,
     STREAM,
     Amount,
     Backup,
@@ -103,7 +103,7 @@ def backup(
                 raise away_error(repo, repo.away)
         raise UsageError(f"nothing to back up in {state.dir}", "'vlmcache pull' fills it")
     save = _to_store if to_store else _to_stream
-    again = units.command("backup", places.without_password(destination), *names)
+    again = session.command("backup", places.without_password(destination), *names)
     how = "continues from here" if to_store else "starts again"
     with continued_by(progress, f"'{again}' {how}"):
         totals = save(destination, parts, options, progress)
@@ -228,12 +228,15 @@ def _writing(
     # A link stays, and the file that it leads to is written.
     folder, name = os.path.split(os.path.realpath(path))
     if not os.path.isdir(folder):
-        raise UsageError(f"no such folder: {folder}")
+        raise UsageError(
+            f"no such folder: {folder}",
+            f"mount the drive, or make the folder: {units.shell_words('mkdir', '-p', folder)}",
+        )
     if compressed:
         # Its size is not known before it is written.
         size = 0
     check_filesystem(folder, Needs([name], size))
-    change_place.check_room(folder, size, MAKE_ROOM)
+    change_place.check_room(folder, size, MAKE_ROOM_THERE)
     return places.Folder(folder).writing(name, size)
 
 
@@ -305,7 +308,7 @@ def _to_store(
         if folder is not None:
             largest = max((upload.blob.size for upload in missing), default=0)
             check_filesystem(folder, Needs(ref_names(folders.values()), largest))
-            change_place.check_room(folder, size, MAKE_ROOM)
+            change_place.check_room(folder, size, MAKE_ROOM_THERE)
         files = {upload.source: shown[upload.source] for upload in missing}
         with files_shown(progress, "saved", files) as moved:
             store.save(missing, moved)

@@ -14,6 +14,7 @@ from functools import partial
 from typing import IO, Any, cast
 
 from vlmcache.cache import layout
+from vlmcache.commands.backup.nearby import backups_near
 from vlmcache.commands.backup.places import (
     Folder,
     PlaceError,
@@ -326,7 +327,9 @@ def reading_stream(source: str) -> AbstractContextManager[IO[bytes]]:
     try:
         return open(path, "rb", buffering=0)
     except OSError as error:
-        raise UsageError(f"cannot be read: {source}: {reason_of(error)}") from error
+        absent = isinstance(error, FileNotFoundError)
+        near = backups_near(path) if absent else None
+        raise UsageError(f"cannot be read: {source}: {reason_of(error)}", near) from error
 
 
 Place = Folder | Remote

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import IO, NamedTuple
 
-from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.case import paths_of, refuse_clash
 from vlmcache.cache.hashing import BLOCK, Check, hash_all
@@ -25,11 +24,11 @@ from vlmcache.change.tree import Tree
 from vlmcache.commands.backup import places, tar
 from vlmcache.commands.backup.arrivals import Arrivals
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, files_of, narrowed, select_repos
+from vlmcache.commands.backup.nearby import backups_near
 from vlmcache.commands.backup.remote import open_place, reading_stream
 from vlmcache.commands.backup.store import Store, blob_name
 from vlmcache.commands.backup.tarred import TarContents
 from vlmcache.commands.backup.values import (
-    MAKE_ROOM,
     STREAM,
     Amount,
     BackupError,
@@ -80,9 +79,11 @@ def restore(
     """
     begun = time.monotonic()
     options, progress = options or RestoreOptions(), progress or Progress()
-    again = units.command("restore", places.without_password(source), *names)
+    overwrite = ["--overwrite"] if options.overwrite else []
+    again = session.command("restore", places.without_password(source), *names, *overwrite)
     with (
         continued_by(progress, f"'{again}' continues from here"),
+        _named(source),
         _opened(source, session.config, names) as saved,
     ):
         refuse_clash(
@@ -97,7 +98,9 @@ def restore(
         if not options.dry_run:
             expire(session)
             empty_for(session, session.cache.dir, plan.needs)
-            change_place.check_room(session.cache.dir, plan.needs, MAKE_ROOM)
+            change_place.check_room(
+                session.cache.dir, plan.needs, "'vlmcache status' shows what makes room"
+            )
             space = FreeSpace(session.cache.dir)
             receipt = space.measured(Restorer(session.cache.dir, saved, plan, progress).run())
     actions = [action for action in plan.actions if isinstance(action, Restore)]
@@ -137,11 +140,23 @@ class OpenBackup(NamedTuple):
 
 
 @contextlib.contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Let what is wrong with a backup name the backup, and what to do about it."""
+    try:
+        yield
+    except BackupError as error:
+        name = "stdin" if source == STREAM else places.without_password(source)
+        message = error.message if name in error.message else f"{error.message}: {name}"
+        hint = error.hint or "copy it again, or make a new one with 'vlmcache backup'"
+        raise error.saying(message, hint) from error
+
+
+@contextlib.contextmanager
 def _opened(source: str, config: Config, names: Sequence[str]) -> Iterator[OpenBackup]:
     if source != STREAM and places.is_store(source):
         path = places.local_path(source)
         if path is not None and not os.path.isdir(path):
-            raise UsageError(f"no such folder: {path}")
+            raise UsageError(f"no such folder: {path}", backups_near(path))
         store = Store(open_place(source), StopToken())
         store.check()
         selection = select_repos(store.folders(), config, names)

@@ -32,13 +32,15 @@ from vlmcache.commands.backup.contents import (
     SavedRepo,
     restore_problem,
 )
+from vlmcache.commands.backup.nearby import backups_near
+from vlmcache.commands.backup.places import Folder
 from vlmcache.commands.backup.remote import Place
-from vlmcache.commands.backup.values import BackupError, damaged
+from vlmcache.commands.backup.values import MARKER, BackupError, damaged
 from vlmcache.errors import UsageError, reason_of
 from vlmcache.progress import StopToken
 from vlmcache.threads import each
+from vlmcache.units import shell_words
 
-MARKER = "vlmcache-store.json"
 FORMAT = "vlmcache.store/1"
 BLOBS = "blobs"
 REPOS = "repos"
@@ -128,7 +130,12 @@ class Store:
             BackupError: the store is of another form.
         """
         if not self._is_marked():
-            raise UsageError(f"not a store of vlmcache: {self.place.shown}", f"{MARKER} is missing")
+            near = None
+            if isinstance(self.place, Folder):
+                near = backups_near(self.place.shown)
+            raise UsageError(
+                f"not a store of vlmcache: {self.place.shown}", near or f"{MARKER} is missing"
+            )
 
     def create(self, *, dry_run: bool) -> None:
         """Make sure that the place holds a store; make one if the place is empty.
@@ -146,8 +153,10 @@ class Store:
             return
         # Another machine may have made the store in between.
         if not self.place.is_empty() and not self._is_marked():
+            inside = shell_words(f"{self.place.shown.rstrip('/')}/vlmcache/")
             raise UsageError(
-                f"neither a store nor empty: {self.place.shown}", "name a new folder in it"
+                f"neither a store nor empty: {self.place.shown}",
+                f"name a new folder in it, such as {inside}",
             )
         if not dry_run:
             self._write(MARKER, msgspec.json.encode(_Marker(FORMAT)) + b"\n")

@@ -15,7 +15,9 @@ STREAM = "-"
 """The place that means stdin or stdout."""
 Form = Literal["store", "tar", "tar.gz", "tar.zst"]
 """The kind of backup: a store, or one tar stream and how that is compressed."""
-MAKE_ROOM = "'vlmcache status' shows what makes room"
+MARKER = "vlmcache-store.json"
+"""The file that makes a folder or prefix a store."""
+MAKE_ROOM_THERE = "make room there, name fewer models, or another drive"
 
 
 class BackupError(VlmcacheError):
@@ -139,7 +141,7 @@ class Restored(Report, frozen=True):
         for kept in self.plan.kept:
             more = and_more(len(self.plan.kept) - 1)
             return PartlyError(
-                f"{kept.reason}: {kept.path}{more}",
+                f"{kept.repo}: {kept.reason}{more}",
                 "--overwrite lets it name the backup's; the files of both stay",
             )
         return None

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import IO
+
+from rich.console import Console
 
 from vlmcache.change.plan import Restore
 from vlmcache.commands.backup.values import STREAM, Backup, Form, Restored
 from vlmcache.show.console import console
 from vlmcache.show.prose import whole
-from vlmcache.show.tables import labelled, show_cache
+from vlmcache.show.tables import labelled, plain_table, show_cache
 from vlmcache.show.text import printable
 from vlmcache.units import counted, pace_text, size_text
+
+_MOST_ROWS = 20
 
 
 def show_backup(value: Backup, *, stream: IO[str]) -> None:
@@ -51,7 +57,28 @@ def show_restore(value: Restored, *, verbose: bool = False) -> None:
         restored += f"; {counted(value.skipped.blobs, 'blob')} there already"
     out.print(restored)
     if verbose or value.receipt is None:
-        for action in planned:
+        _show_planned(out, planned, verbose=verbose)
+
+
+def _show_planned(out: Console, planned: Sequence[Restore], *, verbose: bool) -> None:
+    """Print how much of each repo has to be restored and why; each blob too if `verbose`."""
+    groups: dict[tuple[str, str], list[Restore]] = defaultdict(list)
+    for action in planned:
+        groups[action.repo, action.reason].append(action)
+    rows = [
+        (sum(action.size for action in actions), len(actions), repo, reason)
+        for (repo, reason), actions in groups.items()
+    ]
+    rows.sort(key=lambda row: (-row[0], *row[2:]))
+    table = plain_table("SIZE", "BLOBS", "REPO", "WHY", numbers=("SIZE", "BLOBS"), folded=("REPO",))
+    for size, count, repo, reason in rows[:_MOST_ROWS]:
+        table.add_row(size_text(size), str(count), printable(repo), reason)
+    if rows:
+        out.print(table)
+    if len(rows) > _MOST_ROWS:
+        out.print(f"and {len(rows) - _MOST_ROWS} more", style="dim")
+    if verbose:
+        for action in sorted(planned, key=lambda action: (-action.size, action.path)):
             line = f"{whole(printable(action.path))}  {action.reason}"
             out.print(labelled(f"{size_text(action.size):>8}", line, label_style=""))
 

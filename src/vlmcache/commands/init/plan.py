@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import yaml
 
-from vlmcache.config_file import parse_config
+from vlmcache.config_file import parse_config, shipped_config
 from vlmcache.config_values import ModelConfig
 from vlmcache.errors import ConfigError
 
@@ -97,6 +97,8 @@ class Entry(msgspec.Struct, frozen=True):
 def key_for(repo: str, taken: Collection[str], variant: str | None = None) -> str:
     """Return a key for a repo as a person would choose it: `Qwen/Qwen2-VL-2B` -> `qwen2_vl_2b`.
 
+    A model that ships with the package keeps the key that it has there.
+
     Args:
         repo: the id of the repo.
         taken: names that it must not have, in whatever case.
@@ -104,7 +106,9 @@ def key_for(repo: str, taken: Collection[str], variant: str | None = None) -> st
     """
     owner, _, name = repo.rpartition("/")
     short, long = _words(name), _words(f"{owner}_{name}")
-    candidates = [short, *([f"{short}_{_words(variant)}"] if variant else []), long]
+    # The key that the model has as long as nothing is configured, here and in the docs.
+    shipped = [key for key, model in shipped_config().models.items() if model.repo == repo]
+    candidates = [*shipped, short, *([f"{short}_{_words(variant)}"] if variant else []), long]
     used = {name.casefold() for name in taken}
     for candidate in candidates:
         if candidate[:1].isalpha() and candidate not in used and _resolves_to_text(candidate):

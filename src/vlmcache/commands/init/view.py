@@ -24,10 +24,11 @@ def show(value: InitReport, *, verbose: bool = False) -> None:
             out.print(Text(printable(line)), soft_wrap=True)
         print_line(out, Text())
     else:
+        width = max((len(model.key) for model in value.models), default=0)
         for model in value.models:
             variant = f":{model.variant}" if model.variant else ""
             revision = f"@{model.revision}" if model.revision else ""
-            print_line(out, Text(f"  {model.key}  {model.repo}{revision}{variant}"))
+            print_line(out, Text(f"  {model.key:{width}}  {model.repo}{revision}{variant}"))
     if value.left_out:
         count = counted(len(value.left_out), "model")
         print_line(out, Text(f"Left out: {count} of which the cache holds only a part"))

@@ -33,7 +33,6 @@ from vlmcache.commands.remove.values import Archive, CleanOptions, Confirm, Remo
 from vlmcache.config import Session
 from vlmcache.errors import AwayError, ChangedError, UsageError, VlmcacheError, require_consent
 from vlmcache.progress import Progress, continued_by
-from vlmcache.units import command
 
 
 def clean_to(
@@ -188,7 +187,8 @@ class _Archiver:
             raise AwayError(
                 f"another drive is at {place} by now, or none", "mount it, then run it again"
             )
-        again = f"the same command continues, '{command('move', place, '--undo')}' takes it back"
+        back = self.session.command("move", place, "--undo")
+        again = f"the same command continues, '{back}' takes it back"
         with continued_by(progress, again), locked_destination(place, cache_dir) as tree:
             check_same(self.target, tree)
             state = scan(cache_dir)

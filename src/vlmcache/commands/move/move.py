@@ -59,7 +59,7 @@ from vlmcache.errors import (
     require_consent,
 )
 from vlmcache.progress import Progress, continued_by
-from vlmcache.units import and_more, command, shell_words
+from vlmcache.units import and_more, shell_words
 
 
 def move(
@@ -101,7 +101,10 @@ def move(
     change_place.check_room(place, report.plan.needs, "make room there, or name fewer models")
     if not (options.dry_run or report.in_use):
         if report.plan.actions or choice.rest or os.path.lexists(target.staged_at("")):
-            again, back = (command("move", destination, *words) for words in (names, ["--undo"]))
+            forward = [*names, *([] if options.link else ["--no-link"])]
+            again, back = (
+                session.command("move", destination, *words) for words in (forward, ["--undo"])
+            )
             progress = progress or Progress()
             with (
                 continued_by(progress, f"'{again}' continues, '{back}' takes it back"),

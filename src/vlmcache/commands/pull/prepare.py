@@ -39,6 +39,7 @@ from vlmcache.errors import (
     NoSuchRepoError,
     OfflineError,
     UnloadableError,
+    UnreachableError,
     UsageError,
     VlmcacheError,
 )
@@ -212,6 +213,13 @@ class _Preparation(NamedTuple):
             # With a complete revision to fall back on, the hub gets one attempt.
             return self._ask(attempts=None if complete is None else 1)
         except (HubError, NoSuchRepoError) as error:
+            if (
+                complete is None
+                and self.client.sources.uses
+                and isinstance(error, OfflineError | UnreachableError)
+            ):
+                message = f"no source has {self.model.repo}, and {error.message}"
+                raise error.saying(message, error.hint) from error
             if complete is None or isinstance(error, AccessError):
                 raise
             offline = isinstance(error, OfflineError)
@@ -227,7 +235,7 @@ class _Preparation(NamedTuple):
         if complete.commit == self.model.revision:
             return True
         if self.client.sources.first:
-            self._note_not_asked(complete, "this pull is --from other places")
+            self._note_not_asked(complete, "with --from, the hub is not asked")
             return True
         return commit_of(self.client, self.model.repo, self.model.revision) == complete.commit
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, NamedTuple
@@ -20,10 +21,12 @@ from vlmcache.cache.state import Finding, Revision, TreeFile
 from vlmcache.cache.tree import CacheTree, identity_of
 from vlmcache.commands.backup.compression import compression_in
 from vlmcache.commands.backup.contents import SavedRepo
+from vlmcache.commands.backup.nearby import backups_near, holds_repos
 from vlmcache.commands.backup.places import PlaceError, is_store, local_path, without_password
 from vlmcache.commands.backup.remote import open_place
-from vlmcache.commands.backup.store import MARKER, Store, blob_name
+from vlmcache.commands.backup.store import Store, blob_name
 from vlmcache.commands.backup.tarred import TarContents
+from vlmcache.commands.backup.values import MARKER
 from vlmcache.config import Session
 from vlmcache.errors import UsageError, VlmcacheError, reason_of
 from vlmcache.hub.client import Client
@@ -279,7 +282,9 @@ def _open(session: Session, client: Client, text: str, token: str | None) -> Sou
         return BackupStore(name, text) if is_store(text) else Tar(name, text)
     path = session.environment.absolute(path)
     if not os.path.exists(path):
-        raise UsageError("no such file or folder")
+        if re.fullmatch(r"[^/]+:\d+", text):
+            raise UsageError("no such file or folder", f"did you mean http://{name}?")
+        raise UsageError("no such file or folder", backups_near(path, for_cache=session.cache.dir))
     if os.path.isfile(path):
         if not _may_be_tar(path):
             raise UsageError("not a folder and not a tar")
@@ -293,14 +298,15 @@ def _open(session: Session, client: Client, text: str, token: str | None) -> Sou
         if os.path.isdir(blobs) and os.path.isdir(os.path.join(folder, "manifests")):
             return OllamaStore(name, blobs)
     for folder in (path, os.path.join(path, "hub")):
-        if _is_cache(folder):
+        if holds_repos(folder):
             own = identity_of(session.cache.dir)
             if own is not None and own == identity_of(folder):
                 raise UsageError("this is the cache that is pulled into")
             return OtherCache(name, folder, own[0] if own is not None else None)
     raise UsageError(
         "not a hub cache, a store of 'vlmcache backup' or an Ollama store",
-        "name the folder that holds models--owner--name, or the file of a backup",
+        backups_near(path, for_cache=session.cache.dir)
+        or "name the folder that holds models--owner--name, or the file of a backup",
     )
 
 
@@ -340,14 +346,6 @@ def _may_be_tar(path: str) -> bool:
     with open(open_quietly(path), "rb") as file:
         begin = file.read(_TAR_AT + len(_TAR))
     return compression_in(begin) is not None or begin[_TAR_AT:] == _TAR
-
-
-def _is_cache(folder: str) -> bool:
-    """Whether a folder holds repos, as a hub cache does."""
-    if not os.path.isdir(folder):
-        return False
-    with os.scandir(folder) as entries:
-        return any(layout.parse_repo_folder(entry.name) is not None for entry in entries)
 
 
 def _size_of(descriptor: int) -> int:
