@@ -143,3 +143,8 @@ def test_help_shows_a_command_or_the_table_of_exit_codes() -> None:
     assert run_here("help").out == run_here("--help").out
     assert "\n    9  not enough space\n" in run_here("help", "exit-codes").out
     assert run_here("help", "nothing").code == 2
+
+
+def test_a_word_that_is_no_code_gets_the_codes_that_are_about_it() -> None:
+    assert "about gated: access-denied" in run_here("explain", "gated").err
+    assert "docs/codes.md lists them" in run_here("explain", "zzz").err

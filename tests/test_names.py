@@ -232,6 +232,13 @@ def test_a_name_that_means_nothing_gets_the_nearest_that_does(place: str | None)
 
 def test_nothing_is_suggested_for_what_is_close_to_nothing() -> None:
     assert did_you_mean("zzz", ["status", "pull"]) is None
+    assert did_you_mean("gated", ["failed", "renamed"]) is None
+    assert did_you_mean("--min-free", ["--limit-rate", "--from"]) is None
+
+
+def test_a_part_of_a_name_suggests_the_name() -> None:
+    assert did_you_mean("qwen", ["qwen_vl_2b_instruct"]) == "did you mean qwen_vl_2b_instruct?"
+    assert did_you_mean("dry", ["--dry-run", "--json"]) == "did you mean --dry-run?"
 
 
 @pytest.mark.parametrize(

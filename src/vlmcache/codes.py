@@ -6,9 +6,13 @@ a setting in single quotes. The table is sorted, and the file is long because it
 
 from __future__ import annotations
 
+import re
+
 from vlmcache.errors import UsageError
 from vlmcache.report import Report
-from vlmcache.units import did_you_mean
+from vlmcache.units import and_list, did_you_mean, first_of
+
+_PAGE = "https://github.com/vlmcache/vlmcache/blob/main/docs/codes.md"
 
 CODES: dict[str, tuple[str, str]] = {
     "access-denied": (
@@ -690,7 +694,18 @@ def explain(code: str) -> Explanation:
     Raises:
         UsageError: there is no such code.
     """
-    if code not in CODES:
-        hint = did_you_mean(code, CODES, 1) or "docs/codes.md lists them"
-        raise UsageError(f"no such code: '{code}'", hint)
-    return Explanation(code, *CODES[code])
+    if code in CODES:
+        return Explanation(code, *CODES[code])
+    hint = did_you_mean(code, CODES, 1) or _about(code) or f"{_PAGE} lists them"
+    raise UsageError(f"no such code: '{code}'", hint)
+
+
+def _about(words: str) -> str | None:
+    """Return a hint that names the codes whose meaning uses these words; `None` if none does."""
+    wanted = set(re.findall(r"\w{3,}", words.casefold()))
+    about = [
+        code
+        for code, (meaning, _) in CODES.items()
+        if wanted and wanted <= set(re.findall(r"\w+", meaning.casefold()))
+    ]
+    return f"about {and_list(sorted(wanted))}: {first_of(about)}" if about else None

@@ -226,7 +226,13 @@ def is_encodable(text: str, stream: object) -> bool:
     return True
 
 
-def did_you_mean(text: str, known: Iterable[str], most: int = 3, least: float = 0.5) -> str | None:
+_ALIKE = 0.6
+"""How similar a name must be to be suggested; less suggests names that mean something else."""
+
+
+def did_you_mean(
+    text: str, known: Iterable[str], most: int = 3, least: float = _ALIKE
+) -> str | None:
     """Return the question that names what is similar to a string; `None` if nothing is.
 
     Args:
@@ -237,17 +243,17 @@ def did_you_mean(text: str, known: Iterable[str], most: int = 3, least: float = 
     """
     import difflib  # only for mistakes
 
-    typed = text.casefold()
+    typed = text.casefold().lstrip("-")
     compared = difflib.SequenceMatcher(None, "", typed)
 
     def likeness(name: str) -> float:
         """Return how similar they are, 0 to 1: in any case, with or without the repo's owner."""
-        folded, alike = name.casefold(), 0.0
+        folded, alike = name.casefold().lstrip("-"), 0.0
         for part in (folded, folded.rpartition("/")[2]):
             compared.set_seq1(part)
             if compared.real_quick_ratio() > alike and compared.quick_ratio() > alike:
                 alike = max(alike, compared.ratio())
-        return alike
+        return max(alike, _ALIKE) if len(typed) > 2 and typed in folded else alike
 
     near = sorted(((likeness(name), name) for name in dict.fromkeys(known)), key=lambda n: -n[0])
     names = [name for alike, name in near[:most] if alike >= least]

@@ -501,3 +501,15 @@ def test_a_folder_that_becomes_a_pipe_while_it_is_read_is_not_waited_for(tmp_pat
     assert [finding.code for finding in notes.findings] == ["unreadable-folder"]
     with pytest.raises(NotADirectoryError):
         sync_folder(str(folder))
+
+
+def test_what_an_unfinished_first_download_has_fetched_is_not_old(cache: CacheBuilder) -> None:
+    repo = cache.repo("org/name")
+    repo.revision(model_files(), refs=())
+    assert scan(cache.root).by_class.detached > 0
+    repo.partial(size=50_000)
+    state = scan(cache.root)
+    assert state.by_class.detached == 0
+    assert state.by_class.referenced > 0
+    repo.revision({"config.json": b"{1}"})
+    assert scan(cache.root).by_class.detached > 0

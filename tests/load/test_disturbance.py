@@ -363,3 +363,12 @@ def test_a_loader_whose_extra_memory_is_not_there_is_refused_beforehand(
     assert [(one.code, one.loader) for one in measuring.failures] == [
         ("not-enough-memory", "pinned")
     ]
+
+
+def test_the_figures_so_far_say_after_the_kind_that_its_trials_were_disturbed(
+    tmp_path: Path,
+) -> None:
+    source = source_in(tmp_path / "model")
+    run = Run(source, "plain", estimate_memory(source))
+    run.trials = [trial("cold"), msgspec.structs.replace(trial("warm"), valid=False)]
+    assert list(run.figures(("cold", "warm"))) == ["cold", "warm (disturbed)"]

@@ -266,9 +266,12 @@ def _classify_blobs(content: RepoContent) -> None:
     # If a snapshot could not be read, it is not known what it links to.
     all_read = content.notes.could_read(content.path)
     inodes: dict[tuple[int, int], ByteClass] = {}
+    # A first download writes its ref last: until then, nothing here is older than anything.
+    begun = bool(content.partials) and not content.refs
     for revision in content.revisions:
-        kind: ByteClass = "referenced" if revision.refs else "detached"
-        names = named if revision.refs else linked
+        is_current = begun or bool(revision.refs)
+        kind: ByteClass = "referenced" if is_current else "detached"
+        names = named if is_current else linked
         # Copies have no blob.
         names.update([file.blob for file in revision.files if file.blob is not None])
         for file in revision.files_of("copy"):

@@ -38,6 +38,7 @@ class ByClass(msgspec.Struct, frozen=True):
     """Allocated bytes of a folder, every one of them in exactly one class.
 
     referenced: blobs of revisions that a ref names. detached: blobs only of other revisions.
+    The revisions of a repo without refs whose download is unfinished count as named.
     A blob whose link was lost counts as if it were linked: the listing of the commit names it.
     orphan: blobs that nothing needs, and leftovers of removals. partial: unfinished downloads
     and temporaries. shared: the cache-wide blob store. metadata: folders, links, refs, trees,

@@ -94,7 +94,7 @@ class Run:
             if valid is not None:
                 figures[kind] = valid.median
             elif disturbed is not None:
-                figures[f"disturbed, {kind}"] = disturbed.min
+                figures[f"{kind} (disturbed)"] = disturbed.min
         return figures
 
     def make_trial(

@@ -141,6 +141,7 @@ def test_nothing_is_evicted_if_all_that_may_be_would_not_be_enough(
     assert "'vlmcache rm org/older' frees 6 MB (" in done.stderr
     asked = vlmcache(hub, cache.root, "pull", "org/huge")
     assert "--make-room" not in asked.stderr
+    assert "evict" not in asked.stderr, "nobody asked for it"
     assert "vlmcache rm org/newer" in asked.stderr
     assert fingerprint(cache.root) == before
 

@@ -481,3 +481,14 @@ def test_the_picker_refuses_numbers_that_are_not_in_the_list(text: str) -> None:
 )
 def test_the_picker_takes_anything_else_for_words_to_search_for(text: str) -> None:
     assert meant(text, rows("", "", "", ""), range(4)) is None
+
+
+def test_a_typing_error_in_a_repo_id_names_the_cached_repo_that_is_like_it(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    hub.add_repo("org/Some-VL-2B-Instruct").commit(FILES)
+    cache = tmp_path / "cache"
+    assert vlmcache(hub, cache, "pull", "org/Some-VL-2B-Instruct").returncode == 0
+    done = vlmcache(hub, cache, "pull", "org/Some-VL-2B-Instuct")
+    assert done.returncode == 7
+    assert "did you mean org/Some-VL-2B-Instruct? check the name" in done.stderr

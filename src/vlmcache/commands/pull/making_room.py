@@ -169,7 +169,7 @@ def _what_helps(
         return f"'{again} --make-room' proposes what to evict; or lower min_free"
     repos = {part.model.repo for part in planned}
     helps = what_frees_room(session, scan(session.cache.dir), shortage, repos)
-    if _may_evict(session, shortage):
+    if options.make_room and _may_evict(session, shortage):
         return f"evicting would not make enough room, so nothing was evicted; {helps}"
     return helps
 

@@ -32,13 +32,21 @@ from vlmcache.commands.pull.values import (
     PullState,
 )
 from vlmcache.config import ModelConfig, Session, cached_repos, find_model, name_of, own_home
-from vlmcache.errors import CacheError, PartlyError, SpaceError, VlmcacheError, require_consent
+from vlmcache.errors import (
+    CacheError,
+    NoSuchRepoError,
+    PartlyError,
+    SpaceError,
+    VlmcacheError,
+    require_consent,
+)
 from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client
 from vlmcache.hub.questions import ask_about
 from vlmcache.hub.retry import Patience
 from vlmcache.hub.sources import HUB
 from vlmcache.progress import Progress, Throttle, continued_by
+from vlmcache.units import did_you_mean
 
 
 def pull(
@@ -183,12 +191,27 @@ def _plan(
     planned = ask_about(client, models, prepared)
     # A person is asked about one model after the other.
     planned = [_with_variant(prepared, part, options) for part in planned]
+    planned = [_with_similar(session, part) for part in planned]
     others = prepare_needed(client, session.cache.dir, planned, prepared)
     to_confirm = [part for part in others if part.order is not None and part.order.plan.to_fetch]
     asks = options.agree if to_confirm and not options.dry_run else None
     require_consent(asks, to_confirm, "was fetched")
     # A model is complete once its own files are here, if what it needs came first.
     return [*reversed(others), *planned]
+
+
+def _with_similar(session: Session, part: PlannedModel) -> PlannedModel:
+    """Return it with a hint that names a similar repo, if the hub does not know the one asked for.
+
+    Most of these are typing errors in the id of a repo that is cached or configured.
+    """
+    if not isinstance(part.error, NoSuchRepoError):
+        return part
+    configured = [model.repo for model in session.config.models.values()]
+    known = {*cached_repos(session.cache), *configured} - {part.model.repo}
+    meant = did_you_mean(part.model.repo, sorted(known), 1)
+    hint = " ".join(filter(None, (meant, part.error.hint)))
+    return part._replace(error=NoSuchRepoError(part.error.message, hint))
 
 
 def _models(session: Session, names: Sequence[str]) -> list[ModelConfig]:
