@@ -73,7 +73,7 @@ LINES = {
     "watch": ["watch", "--once"],
     "verify": ["verify"],
     "verify --repair": ["verify", "--repair"],
-    "rm --trash": ["rm", "org/good", "--trash"],
+    "rm --trash": ["rm", "org/good", "--trash", "--yes"],
     "undo": ["undo"],
     "trash": ["trash"],
     "move": ["move", "moved"],
@@ -93,6 +93,8 @@ LINES = {
 CHECKED = {
     ("no /proc", "clean"),
     ("no /proc", "move"),
+    ("no /proc", "warm"),
+    ("64 open files", "undo"),
     ("no working folder", "status"),
     ("64 open files", "clean"),
     ("64 open files", "move"),
@@ -106,6 +108,7 @@ def filled(root: Path) -> None:
     """Make a cache with more files to remove than a process may have open, and a backup of it."""
     cache = CacheBuilder(root / "hub")
     cache.repo("org/good").revision(model_files())
+    cache.repo("org/gone").revision(model_files())
     many = cache.repo("org/many")
     many.revision({f"{n}.json": f"[{n}]".encode() for n in range(150)}, refs=())
     many.revision({f"{n}.json": f"{{{n}}}".encode() for n in range(150)})
@@ -171,6 +174,8 @@ def prepared(root: Path, vlmcache: Vlmcache) -> None:
     filled(root)
     saved = run(root, vlmcache, "64 open files", ["backup", "there.tar", "org/good"])
     assert saved.code == 0, saved
+    removed = run(root, vlmcache, "64 open files", ["rm", "org/gone", "--trash", "--yes"])
+    assert removed.code == 0, removed
 
 
 @pytest.mark.parametrize(("name", "line"), sorted(CHECKED))

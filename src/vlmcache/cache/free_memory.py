@@ -46,10 +46,29 @@ def available_memory(process: str = PROCESS) -> int:
     Args:
         process: the folder that describes its groups and mounts, as in /proc.
     """
+    free = [system_memory().available, *group_rooms(process), *_process_limits()]
+    return max(0, min(free))
+
+
+class SystemMemory(NamedTuple):
+    """The memory of the machine, in bytes."""
+
+    total: int
+    available: int
+
+
+def system_memory() -> SystemMemory:
+    """Return how much memory the machine has, and how much of it can be had."""
     import psutil
 
-    free = [psutil.virtual_memory().available, *group_rooms(process), *_process_limits()]
-    return max(0, min(free))
+    try:
+        memory = psutil.virtual_memory()
+    except OSError:  # without /proc
+        page = os.sysconf("SC_PAGE_SIZE")
+        return SystemMemory(
+            os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
+        )
+    return SystemMemory(memory.total, memory.available)
 
 
 def group_rooms(process: str = PROCESS) -> Iterator[int]:
@@ -112,7 +131,10 @@ def _process_limits() -> Iterator[int]:
         return
     import psutil
 
-    taken = psutil.Process().memory_info()
+    try:
+        taken = psutil.Process().memory_info()
+    except psutil.Error:  # without /proc
+        return
     for name, size in (("RLIMIT_AS", taken.vms), ("RLIMIT_DATA", getattr(taken, "data", 0))):
         limit, _ = resource.getrlimit(getattr(resource, name))
         if limit != resource.RLIM_INFINITY:

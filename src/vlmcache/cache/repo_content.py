@@ -259,6 +259,12 @@ def _check_sizes(content: RepoContent) -> None:
                 reported.add(file.blob)
 
 
+def _is_current(content: RepoContent, revision: Revision) -> bool:
+    # A first download writes its ref last: until then, nothing here is older than anything.
+    is_begun = bool(content.partials) and not content.refs
+    return is_begun or bool(revision.refs)
+
+
 def _classify_blobs(content: RepoContent) -> None:
     """Assign the bytes of each blob to a class, by the revisions that link to it."""
     named: set[str] = set()
@@ -266,12 +272,9 @@ def _classify_blobs(content: RepoContent) -> None:
     # If a snapshot could not be read, it is not known what it links to.
     all_read = content.notes.could_read(content.path)
     inodes: dict[tuple[int, int], ByteClass] = {}
-    # A first download writes its ref last: until then, nothing here is older than anything.
-    begun = bool(content.partials) and not content.refs
     for revision in content.revisions:
-        is_current = begun or bool(revision.refs)
-        kind: ByteClass = "referenced" if is_current else "detached"
-        names = named if is_current else linked
+        kind: ByteClass = "referenced" if _is_current(content, revision) else "detached"
+        names = named if kind == "referenced" else linked
         # Copies have no blob.
         names.update([file.blob for file in revision.files if file.blob is not None])
         for file in revision.files_of("copy"):

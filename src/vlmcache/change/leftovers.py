@@ -71,10 +71,11 @@ class Leftovers:
             except FileNotFoundError:
                 # It is an error only if the entry itself is gone, not the place for it.
                 os.stat(name, dir_fd=folder, follow_symlinks=False)
-            except OSError:
+            except OSError as error:
                 # A full, foreign or read-only place for the leftovers; unlinking may still do.
                 if is_folder and folder is not None and not _may_unlink(entry.status, folder):
-                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from None
+                    number = errno.EROFS if error.errno == errno.EROFS else errno.EACCES
+                    raise OSError(number, os.strerror(number), path) from None
             Emptying(attempt).remove(entry)
 
     def exchange(self, attempt: Attempt, action: RemoveTree, locks: HubLocks) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from vlmcache.cache.free_memory import system_memory
 from vlmcache.cache.hashing import cores
 from vlmcache.cache.mounts import mount_of
 from vlmcache.cache.state import Finding
@@ -129,8 +130,6 @@ def describe_machine(
         more: versions that are not in any package's metadata.
         bytecode: whether the libraries' compiled bytecode is kept.
     """
-    import psutil
-
     mount = mount_of(folder)
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
@@ -140,7 +139,7 @@ def describe_machine(
         system=platform.platform(),
         cpu=line_of("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         cores=cores(),
-        memory=int(psutil.virtual_memory().total),
+        memory=system_memory().total,
         accelerators=accelerators,
         filesystem=mount.type if mount else None,
         disk=disk_name(folder),

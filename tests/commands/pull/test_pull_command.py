@@ -174,13 +174,13 @@ def arrange(hub: LoopbackHub, case: str) -> tuple[list[str], dict[str, str]]:
 
 
 REFUSALS = {
-    "missing": (7, ["org/two", "check the name", "log in"]),
-    "private": (7, ["org/two", "private", "log in"]),
+    "missing": (7, ["org/two", "check the name", "set HF_TOKEN to a token of {hub}"]),
+    "private": (7, ["org/two", "private", "set HF_TOKEN to a token of {hub}"]),
     "wrong revision": (7, ["no revision mian", "did you mean main?"]),
-    "gated": (8, ["gated and no token", "ask for access on its page, {hub}/org/two, ", "log in"]),
+    "gated": (8, ["gated and no token", "ask for access on its page, {hub}/org/two, ", "HF_TOKEN"]),
     "gated, pinned": (8, ["gated and no token", "ask for access on its page, {hub}/org/two,"]),
     "gated, useless token": (8, ["no access yet", "ask for it on the repo's page: {hub}/org/two"]),
-    "bad token": (8, ["does not accept the token", "settings/tokens"]),
+    "bad token": (8, ["does not accept the token", "set HF_TOKEN to a token of {hub}"]),
     "unreachable mirror": (8, ["HF_ENDPOINT names http://127.0.0.1:9"]),
     "no address": (2, ["HF_ENDPOINT is not an address: nonsense", "https://nonsense"]),
     "proxy": (8, ["through the proxy http://127.0.0.1:9 of HTTP_PROXY"]),
