@@ -558,8 +558,10 @@ def test_a_key_never_stands_for_another_repo_than_the_cached_one_it_is_spelled_l
             assert not alike
         else:
             assert (found.repo == typed) if typed in alike else (not alike or found.repo in alike)
+    folded = {key.casefold(): repo for key, repo in keys.items()}
     for name, model in zip(names_of_all(config, cached), models.values(), strict=True):
-        if "@" in name and (name in keys or keys.get(model.repo, model.repo) != model.repo):
+        way_out = folded.get(model.repo.casefold(), model.repo)
+        if "@" in name and (name in keys or way_out != model.repo):
             continue  # A key that is spelled like another's way out.
         meant = find_model(config, name, cached)
         # The hub knows no two repos whose ids differ by case only.

@@ -222,4 +222,6 @@ def test_a_redirect_to_what_is_no_address_is_not_called_unencrypted(
     hub.fault(other_server(302, b"", Location=target).on("/resolve/"))
     problem = refused(hub, tmp_path)
     assert problem.exit_code == ExitCode.HUB
-    assert f"redirects to {target}, which is not an address: not followed" in problem.message
+    said = f"redirects to {target}, which is not an address: not followed" in problem.message
+    # On Python 3.10, the client's library refuses the first of them before it can be looked at.
+    assert said or "Invalid URL" in problem.message

@@ -6,6 +6,7 @@ the members that the manifest promises, in its order, and only content that matc
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import operator
@@ -229,6 +230,18 @@ class LimitedArchive(tarfile.TarFile):
 
     extensions = 0
     """Extended headers that were read for the next member."""
+
+    def next(self) -> tarfile.TarInfo | None:
+        """Return the next member; `None` at the end.
+
+        Before Python 3.11, tarfile fails to seek in an archive that ends with its first block.
+        """
+        try:
+            return super().next()
+        except OSError as error:
+            if error.errno != errno.EINVAL or self.offset:
+                raise
+            return None
 
 
 class LimitedHeader(tarfile.TarInfo):
