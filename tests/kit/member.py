@@ -192,8 +192,13 @@ class Member:
     def strike(self, call: str) -> bool:
         """Let the member act before a call; return whether the system let them."""
         with self.turn:
-            self.ask.send(os.fsencode(call))
-            return self.ask.recv(1) == b"1"
+            # The command would take an error of this socket for one of the system's.
+            with contextlib.suppress(OSError):
+                self.ask.send(os.fsencode(call))
+                if answer := self.ask.recv(1):
+                    return answer == b"1"
+            os.write(2, f"the member has ended by a fault of the kit, before {call}\n".encode())
+            os._exit(97)
 
     def end(self) -> None:
         """End the process, with all the locks that it holds."""
@@ -202,16 +207,17 @@ class Member:
 
     def _act(self, call: str) -> bool:
         act = self.rng.choice(ACTS)
-        path = self._target(call)
+        path = None
         done = False
-        if not self._is_elses(path):
-            try:
+        try:
+            path = self._target(call)
+            if not self._is_elses(path):
                 act(self, path)
                 done = True
-            except OSError:
-                pass
-            except Exception:
-                os.write(self.log, traceback.format_exc().encode())
+        except OSError:
+            pass  # they may not even look there any longer
+        except Exception:
+            os.write(self.log, traceback.format_exc().encode())
         line = f"before {call}: {act.__name__.strip('_')} {path}{'' if done else ' (refused)'}\n"
         os.write(self.log, line.encode(errors="surrogateescape"))
         return done

@@ -34,12 +34,17 @@ _CACHE_TAG = """Signature: 8a477f597d28d172789f06886806bc55
 #	https://bford.info/cachedir/
 """
 
+_BY_ANOTHER = "who else changes this cache? run it again"
 _NOT_PERMITTED = "another user's? 'vlmcache doctor' shows the permissions"
 _WRITE_HINTS = {
     errno.EROFS: "the cache is read-only here; name another with --cache-dir",
     errno.EACCES: _NOT_PERMITTED,
     errno.EPERM: _NOT_PERMITTED,
     errno.ENOENT: "removed by another process? pull again",
+    **dict.fromkeys(
+        (errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.ENOTEMPTY, errno.ENXIO),
+        _BY_ANOTHER,
+    ),
 }
 _QUOTA = getattr(errno, "EDQUOT", None)
 _FULL = frozenset({errno.ENOSPC, _QUOTA})
@@ -49,9 +54,7 @@ def disk_failure(error: OSError, path: str) -> VlmcacheError:
     """Return what the system's refusal to write means to a user."""
     where = error.filename if isinstance(error.filename, str) else path
     if isinstance(error, StaleError):
-        return ChangedError(
-            f"{reason_of(error)}: {where}", "who else changes this cache? run it again"
-        )
+        return ChangedError(f"{reason_of(error)}: {where}", _BY_ANOTHER)
     if is_full(error):
         return SpaceError(full_words(where, error), "'vlmcache status' shows what makes room")
     words = f"the cache cannot be written: {reason_of(error)}: {where}"

@@ -256,6 +256,8 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 Result: TypeAlias = Literal["done", "absent", "stale", "busy", "failed"]
+TRY_AGAIN = "run it again; if it fails again, see 'vlmcache doctor'"
+"""The hint for what failed: often another process has put something there meanwhile."""
 
 
 class Outcome(msgspec.Struct, frozen=True):

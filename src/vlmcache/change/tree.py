@@ -70,9 +70,13 @@ class Tree(CacheTree):
         """
         if "top" not in vars(self) and not os.path.isdir(self.root):
             Tree(nearest_folder(self.root)).make_folders(self.root)
-        place = self.root
-        for part in os.path.relpath(path, self.root).split(os.sep):
-            place = os.path.join(place, part)
+        parts = os.path.relpath(path, self.root).split(os.sep)
+        there = len(parts)
+        # Usually all but the last are there, and of a deep path each is entered from the root.
+        while there and not self._is_folder(os.path.join(self.root, *parts[:there])):
+            there -= 1
+        for count in range(there, len(parts)):
+            place = os.path.join(self.root, *parts[: count + 1])
             with self.parent(place) as (name, folder):
                 try:
                     os.mkdir(name, mode, dir_fd=folder)
@@ -83,6 +87,16 @@ class Tree(CacheTree):
                 else:
                     give(self, name, folder, mode, like)
                     self.changed(place, folder)
+
+    def _is_folder(self, path: str) -> bool:
+        try:
+            with self.parent(path) as (name, folder):
+                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        if not modes.S_ISDIR(status.st_mode):
+            raise stale(path)
+        return True
 
     def create(self, path: str, mode: int = 0o666) -> int:
         """Make a file and return its descriptor, which the caller closes.

@@ -13,6 +13,7 @@ from vlmcache.cache.owners import cache_of, denial
 from vlmcache.cache.state import Finding
 from vlmcache.change.move_results import DriveUse, MovedRepo, moved_words
 from vlmcache.change.plan import (
+    TRY_AGAIN,
     Action,
     Failure,
     Kept,
@@ -292,7 +293,7 @@ def _receipt_problem(receipt: Receipt, cache_dir: str) -> VlmcacheError | None:
     if failed:
         more = and_more(len(failed) - 1)
         words = f"{len(failed)} of {len(receipt.outcomes)} could not be removed: {failed[0]}{more}"
-        hint = "'vlmcache doctor' may show why"
+        hint = TRY_AGAIN
         # The path that was refused, which can be in the leftovers by now.
         refused = failed[0].partition(": ")[2] or failed[0]
         denied = denial(

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from vlmcache.cache.state import Finding
-from vlmcache.change.plan import Receipt
+from vlmcache.change.plan import TRY_AGAIN, Receipt
 from vlmcache.change.trash_undo import Step
 from vlmcache.errors import PartlyError, VlmcacheError
 from vlmcache.report import Report
@@ -122,5 +122,5 @@ class TrashReport(Report, frozen=True):
         return PartlyError(
             f"{len(undone)} of {counted(len(self.removals), 'removal')} could not be emptied: "
             f"{first.detail or first.path}",
-            "run it again" if first.result == "stale" else "'vlmcache doctor' may show why",
+            "run it again" if first.result == "stale" else TRY_AGAIN,
         )
