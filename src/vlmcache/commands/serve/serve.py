@@ -127,8 +127,7 @@ class Server(contextlib.AbstractContextManager["Server"]):
             return report
         is_int = self._uvicorn.ended_by == signal.SIGINT
         kind = InterruptedServeError if is_int else TerminatedServeError
-        files, sent = units.counted(report.files, "file"), units.size_text(report.bytes_sent)
-        return report.with_problem(kind(kind.code, f"served {files}, {sent}"))
+        return report.with_problem(kind(kind.code))
 
     def start_lines(self) -> list[str]:
         """Return what people want to know before it runs: where, what, and what clients need."""

@@ -267,7 +267,7 @@ def _print_elsewhere(out: Console, status: Status) -> None:
         label = "Base" if place.base else "Moved" if place.moved else "Linked"
         out.print(labelled(label, text, style))
     for copy in status.copies:
-        outdated = "" if copy.current else ", made by other versions of its libraries"
+        outdated = "" if copy.current else ", made with other libraries than are installed now"
         text = f"{printable(copy.repo)} {copy.precision}, {size_text(copy.size)}{outdated}"
         out.print(labelled("Copy", text))
 
