@@ -66,6 +66,7 @@ BASE = (
     "late",
     "log",
     "names",
+    "paths",
     "progress",
     "report",
     "scheduled",

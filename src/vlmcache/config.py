@@ -46,6 +46,7 @@ from vlmcache.names import (
     parse_page,
     without_addresses,
 )
+from vlmcache.paths import real_path
 from vlmcache.units import command
 
 __all__ = [
@@ -176,13 +177,13 @@ def _search_path(option: str | None, environment: Environment) -> list[tuple[Sou
     files = [(source, environment.absolute(path)) for source, path in named if path]
     local = os.path.join(environment.folder, "config.yaml")
     # In the user's own config folder, the file is the user's.
-    if os.path.lexists(local) and os.path.realpath(local) != os.path.realpath(own):
+    if os.path.lexists(local) and real_path(local) != real_path(own):
         files.append(("./config.yaml", local))
     if os.path.isabs(own) and os.path.lexists(own):
         files.append(("user", own))
     by_path: dict[str, tuple[Source, str]] = {}
     for source, path in files:
-        by_path.setdefault(os.path.realpath(path), (source, path))
+        by_path.setdefault(real_path(path), (source, path))
     return list(by_path.values())
 
 

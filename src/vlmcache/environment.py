@@ -13,6 +13,7 @@ import msgspec
 from vlmcache import late
 from vlmcache.cache.reading import read_bytes
 from vlmcache.errors import ConfigError, reason_of
+from vlmcache.paths import real_path
 
 platformdirs = late.module("platformdirs")
 
@@ -194,7 +195,7 @@ def locate_cache(option: str | None, environment: Environment) -> CacheLocation:
     conflicts = [
         f"{other} points to {path}, but {source} decides: {chosen}"
         for other, path in candidates[1:-1]
-        if os.path.realpath(path) != os.path.realpath(chosen)
+        if real_path(path) != real_path(chosen)
         # That variable is for all programs: it conflicts only if it leads to a folder of models.
         and (not other.startswith("XDG_CACHE_HOME") or os.path.isdir(path))
     ]

@@ -13,6 +13,7 @@ from vlmcache.cache.mounts import paths_now
 from vlmcache.cache.moved import looks_unmounted
 from vlmcache.cache.state import Away
 from vlmcache.cache.tree import CacheTree, base_record, open_in_base, trusted_owners
+from vlmcache.paths import real_path
 
 
 class InBase(NamedTuple):
@@ -104,9 +105,9 @@ def bases_beneath(cache_dir: str, configured: str | None) -> list[str]:
         configured: the base that the user's own configuration names.
     """
     recorded = recorded_bases(cache_dir, trusted=True).values()
-    own = os.path.realpath(cache_dir)
+    own = real_path(cache_dir)
     folders = dict.fromkeys([*filter(None, [configured]), *itertools.chain(*recorded)])
-    return [folder for folder in folders if os.path.realpath(folder) != own]
+    return [folder for folder in folders if real_path(folder) != own]
 
 
 def base_away(base: BaseAt, cache_dir: str, folder: str) -> Away | None:

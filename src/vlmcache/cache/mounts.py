@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from vlmcache.cache.state import Drive
+from vlmcache.paths import real_path
 
 LOCAL = frozenset(
     {"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "tmpfs", "xfs", "zfs"}
@@ -94,7 +95,7 @@ def _unescaped(text: str) -> str:
 
 def mount_of(path: str) -> Mount | None:
     """Return the mount that a path is on; `None` if the system does not say."""
-    real = os.path.realpath(path)
+    real = real_path(path)
     above = [mount for mount in mounts() if f"{real}/".startswith(mount.point.rstrip("/") + "/")]
     # Of two at the same point, the later one shadows the earlier one.
     return max(reversed(above), key=lambda mount: len(mount.point), default=None)

@@ -22,6 +22,7 @@ from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.state import Away, Drive, Repo
 from vlmcache.cache.tree import CacheTree, trusted_owners
 from vlmcache.errors import AwayError
+from vlmcache.paths import real_path
 
 FORMAT = "vlmcache.moved/1"
 RECORD_FORMAT = "vlmcache.move-record/1"
@@ -157,7 +158,7 @@ def destination_of(cache_dir: str, folder: str) -> MovedTo | None:
 def names_cache(place: str | CacheTree, folder: str, cache_dir: str) -> bool:
     """Return whether the note of a repo at a destination names a cache as where it came from."""
     move = read_moves(place, folder).get(folder)
-    return move is not None and move.cache == os.path.realpath(cache_dir)
+    return move is not None and move.cache == real_path(cache_dir)
 
 
 def linked_destination(cache_dir: str, folder: str) -> str | None:
@@ -294,4 +295,4 @@ def leads_back(destination: str, folder: str, cache_dir: str) -> bool:
         cache_dir: the real path of the cache that holds it.
     """
     path = os.path.join(cache_dir, folder)
-    return not os.path.islink(path) and os.path.realpath(os.path.join(destination, folder)) == path
+    return not os.path.islink(path) and real_path(os.path.join(destination, folder)) == path

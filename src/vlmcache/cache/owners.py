@@ -10,6 +10,7 @@ from typing import NamedTuple
 from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.tree import is_root
+from vlmcache.paths import real_path
 
 _OF_A_CACHE = (layout.LOCKS, layout.LEFTOVERS, layout.SHARED_STORE)
 _SHARED = modes.S_ISGID | modes.S_IWGRP
@@ -61,7 +62,7 @@ def is_anothers(folder: str) -> bool:
     """
     if not is_root():
         return False
-    for path in (os.path.abspath(folder), os.path.realpath(folder)):
+    for path in (os.path.abspath(folder), real_path(folder)):
         place, below = path, ""
         while place != below:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):

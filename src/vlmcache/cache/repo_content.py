@@ -32,6 +32,7 @@ from vlmcache.cache.state import (
     Stamp,
     TreeFile,
 )
+from vlmcache.paths import real_path
 
 
 class RepoContent:
@@ -59,7 +60,7 @@ class RepoContent:
         self.path = os.path.join(cache_dir, folder)
         self.shared = shared
         linked = modes.S_ISLNK(stat.st_mode)
-        self.linked_to = os.path.realpath(self.path) if linked else None
+        self.linked_to = real_path(self.path) if linked else None
         self.exists = not linked or os.path.isdir(self.path)
         """False if the folder is a link to a place that does not exist."""
         self.moved = destination_of(cache_dir, folder) if linked else None

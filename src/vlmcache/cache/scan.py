@@ -38,6 +38,7 @@ from vlmcache.cache.state import (
     Repo,
 )
 from vlmcache.errors import CacheError, ConfigError, reason_of
+from vlmcache.paths import real_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +55,7 @@ def _led_to(path: str) -> list[str]:
     """Return the paths that a link leads through and to, each below a real folder."""
     chain: list[str] = []
     while len(chain) < _LONGEST_CHAIN:
-        here = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        here = os.path.join(real_path(os.path.dirname(path)), os.path.basename(path))
         chain.append(os.path.normpath(here))
         target = read_link(here)
         if not target:
@@ -140,7 +141,7 @@ class _CacheScan:
             locks=self.root.locks,
             leftovers=tuple(self.root.leftovers),
             outside={
-                rebased(path, os.path.realpath(self.dir), self.dir): repo.folder
+                rebased(path, real_path(self.dir), self.dir): repo.folder
                 for repo in self.repos
                 for finding in repo.findings
                 if finding.code == "outside-link"

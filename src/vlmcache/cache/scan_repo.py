@@ -34,6 +34,7 @@ from vlmcache.cache.scan_snapshots import read_snapshots
 from vlmcache.cache.state import Blob, Partial, Repo, TreeFile
 from vlmcache.cache.tree import CacheTree
 from vlmcache.errors import reason_of
+from vlmcache.paths import real_path
 
 
 class _TreeDocument(msgspec.Struct):
@@ -198,7 +199,7 @@ def _read_linked_blob(content: RepoContent, path: str, stat: os.stat_result) -> 
         status = os.stat(path)
         size, atime, present = status.st_size, status.st_atime_ns, modes.S_ISREG(status.st_mode)
         # A moved repo has its shared store next to it there, not here.
-        ours = shared and os.path.realpath(shared.path) == os.path.realpath(path)
+        ours = shared and real_path(shared.path) == real_path(path)
         if content.linked_to is not None and not outside and not ours:
             shared_hash, allocated_there = None, allocated_bytes(status)
     content.blobs[name] = Blob(

@@ -24,6 +24,7 @@ from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.repo_content import RepoContent
 from vlmcache.cache.state import File, FileKind, Revision
 from vlmcache.errors import reason_of
+from vlmcache.paths import real_path
 
 _NEVER_EMPTY = (".json", ".safetensors", ".gguf", ".bin")
 """Endings of a model's files that make no sense without content."""
@@ -213,11 +214,11 @@ def _odd_link(
         code = "unreadable-file" if isinstance(error, PermissionError) else "dangling-link"
         content.notes.error(code, path, detail, units.command("doctor"))
         return _file(name, "unreadable", stat)
-    real = os.path.realpath(path)
+    real = real_path(path)
     blob = content.blobs.get(os.path.basename(real))
     if blob is not None and (blob.device, blob.inode) == (target.st_dev, target.st_ino):
         return _file(name, "link", stat, blob.name, blob.size)
-    if f"{os.path.realpath(os.path.dirname(path))}{os.sep}".startswith(real + os.sep):
+    if f"{real_path(os.path.dirname(path))}{os.sep}".startswith(real + os.sep):
         content.notes.error("link-loop", path, f"the link leads back into itself ({name})", remedy)
         return _file(name, "loop", stat)
     content.notes.error("outside-link", path, f"the link leads out of the repo, to {real}", remedy)

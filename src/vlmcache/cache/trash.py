@@ -21,6 +21,7 @@ from vlmcache.cache.entries import STALE_AFTER, Notes, allocated_bytes, read_ent
 from vlmcache.cache.reading import FOLDER, JSON_ERRORS, json, parse_json
 from vlmcache.cache.state import CacheState, RevisionKey
 from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, enter, tree_at, trusted_owners
+from vlmcache.paths import real_path
 
 FORMAT = "vlmcache.trash/1"
 RECORD = "record.json"
@@ -167,7 +168,7 @@ def next_to(tree: CacheTree) -> Iterator[tuple[int, str] | None]:
     with contextlib.ExitStack() as closing:
         place = None
         with contextlib.suppress(OSError):
-            name = os.path.basename(os.path.realpath(tree.root))
+            name = os.path.basename(real_path(tree.root))
             if BY_DESCRIPTOR and name:
                 # From the open folder, no link leads anywhere else.
                 parent = os.open(os.pardir, FOLDER, dir_fd=tree.top)
@@ -193,7 +194,7 @@ def _mount_id(descriptor: int) -> str | None:
 
 def beside_path(tree: CacheTree) -> str:
     """Return where the trash next to a cache's folder is."""
-    folder, name = os.path.split(os.path.realpath(tree.root))
+    folder, name = os.path.split(real_path(tree.root))
     return os.path.join(folder, layout.trash_beside(name))
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from vlmcache.cache import layout
 from vlmcache.cache.base_record import LIMIT, BaseRecord, base_record_path, decode
 from vlmcache.cache.reading import FOLDER, JSON_ERRORS, open_quietly, read_bytes
+from vlmcache.paths import real_path
 
 BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_fd
 """Whether the system opens and changes what a folder's descriptor holds; Windows does not."""
@@ -140,7 +141,7 @@ class CacheTree:
             target = None
         if target is None:
             return self, path
-        place = os.path.realpath(os.path.join(self.root, target))
+        place = real_path(os.path.join(self.root, target))
         if place not in self._homes:
             home = type(self)(os.path.dirname(place))
             status, made = home.stat(place), self.stat(link)

@@ -20,6 +20,7 @@ from vlmcache.cache.owners import owner_name
 from vlmcache.cache.reach import Reach
 from vlmcache.cache.state import Blob, CacheState, File, Partial, Repo, Revision, SharedBlob, Stray
 from vlmcache.cache.tree import CacheTree
+from vlmcache.paths import real_path
 from vlmcache.units import counted
 
 _ONE_READER = 3600 * 10**9
@@ -126,14 +127,14 @@ def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage
 
 def content_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int], str]]:
     """Yield the (device, inode) and real path of each file of a repo that a process may open."""
-    base = os.path.realpath(repo.path)
+    base = real_path(repo.path)
     for blob in repo.blobs.values():
         yield (blob.device, blob.inode), layout.blob_path(base, blob.name)
         if blob.target is not None:
-            yield blob.target[:2], os.path.realpath(layout.blob_path(base, blob.name))
+            yield blob.target[:2], real_path(layout.blob_path(base, blob.name))
         if blob.shared is not None and blob.shared in state.shared:
             shared = state.shared[blob.shared]
-            yield (shared.device, shared.inode), os.path.realpath(shared.path)
+            yield (shared.device, shared.inode), real_path(shared.path)
     for partial in repo.partials:
         yield (partial.device, partial.inode), layout.blob_path(base, partial.name)
     for revision in repo.revisions:

@@ -23,6 +23,7 @@ from vlmcache.config import Environment, own_home
 from vlmcache.errors import VlmcacheError
 from vlmcache.home.copies import remove_copies
 from vlmcache.home.journal import Journal
+from vlmcache.paths import real_path
 
 _AFTER = 0.001
 """Seconds by which what a model needs counts as used later, so that the model goes first."""
@@ -148,7 +149,7 @@ def scan_places(state: CacheState, paths: Collection[str]) -> dict[str, CacheSta
     """Return the other places, scanned. Their links include those of the cache that lead there."""
     places: dict[str, CacheState] = {}
     for path in filter(os.path.isdir, sorted(paths)):
-        place, real = scan(path), os.path.realpath(path)
+        place, real = scan(path), real_path(path)
         links = {rebased(led_to, real, path): by for led_to, by in state.outside.items()}
         places[path] = msgspec.structs.replace(place, outside=place.outside | links)
     return places

@@ -15,6 +15,7 @@ from vlmcache.cache.state import CacheState, Leftover, Repo, Stray
 from vlmcache.config import Config, Names
 from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.names import ambiguous
+from vlmcache.paths import real_path
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -139,7 +140,7 @@ class _Lookup:
         paths = {os.path.normpath(base) for base in bases}
         try:
             paths |= {
-                os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+                os.path.join(real_path(os.path.dirname(path)), os.path.basename(path))
                 for path in paths
             }
         except ValueError:

@@ -25,6 +25,7 @@ from vlmcache.cache.tree import StaleError
 from vlmcache.change import abilities
 from vlmcache.change.tree import Tree
 from vlmcache.errors import CacheError, ChangedError, SpaceError, VlmcacheError, reason_of
+from vlmcache.paths import real_path
 from vlmcache.units import size_text
 
 # huggingface_hub's `_local_folder.py`, word for word.
@@ -121,7 +122,7 @@ def home_of(cache: Tree, folder: str) -> tuple[Tree, str]:
     """
     if os.path.islink(folder) and not os.path.isdir(folder):
         raise CacheError(
-            f"the repo lies at {os.path.realpath(folder)}, which does not exist",
+            f"the repo lies at {real_path(folder)}, which does not exist",
             "mount that drive, or remove the link with 'vlmcache rm'",
         )
     tree, path = cache.home(os.path.join(folder, layout.BLOBS))

@@ -37,6 +37,7 @@ from vlmcache.change.trash import KEPT_KINDS, Keep, TrashWriter
 from vlmcache.change.trash_rescue import Rescue
 from vlmcache.change.trash_writers import TrashWriters
 from vlmcache.errors import InUseError, VlmcacheError, in_words, reason_of
+from vlmcache.paths import real_path
 
 
 def execute(
@@ -412,7 +413,7 @@ def _forget(
     gone = [note for note in notes if is_gone(os.path.basename(recorded_path(note.path)))]
     receipt = execute(Plan(tuple(gone)), tree, trash=trash)
     noted = read_moves(tree)
-    ours = os.path.realpath(cache_dir)
+    ours = real_path(cache_dir)
     kept = {
         folder: move for folder, move in noted.items() if move.cache != ours or not is_gone(folder)
     }

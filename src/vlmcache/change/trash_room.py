@@ -22,6 +22,7 @@ from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.trash import empty, removals_in, trash_folders
 from vlmcache.change.trash_undo import take_back_blob
 from vlmcache.config import Session
+from vlmcache.paths import real_path
 
 
 class Emptied(NamedTuple):
@@ -37,7 +38,7 @@ def parts_of(tree: CacheTree, trashed: Trashed) -> list[tuple[str, Trashed | Non
     A record may name any place: only what says itself that it is of this cache counts.
     """
     found: list[tuple[str, Trashed | None]] = []
-    ours = os.path.realpath(tree.root)
+    ours = real_path(tree.root)
     for place in trashed.record.places if trashed.record is not None else ():
         part = None
         if os.path.isabs(place):

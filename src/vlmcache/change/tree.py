@@ -70,33 +70,16 @@ class Tree(CacheTree):
         """
         if "top" not in vars(self) and not os.path.isdir(self.root):
             Tree(nearest_folder(self.root)).make_folders(self.root)
-        parts = os.path.relpath(path, self.root).split(os.sep)
-        there = len(parts)
-        # Usually all but the last are there, and of a deep path each is entered from the root.
-        while there and not self._is_folder(os.path.join(self.root, *parts[:there])):
-            there -= 1
-        for count in range(there, len(parts)):
-            place = os.path.join(self.root, *parts[: count + 1])
+        for place in _missing_folders(self, path):
             with self.parent(place) as (name, folder):
                 try:
                     os.mkdir(name, mode, dir_fd=folder)
                 except FileExistsError:
-                    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                    if not modes.S_ISDIR(status.st_mode):
-                        raise stale(place) from None
+                    if not _is_folder(self, place):
+                        raise
                 else:
                     give(self, name, folder, mode, like)
                     self.changed(place, folder)
-
-    def _is_folder(self, path: str) -> bool:
-        try:
-            with self.parent(path) as (name, folder):
-                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        if not modes.S_ISDIR(status.st_mode):
-            raise stale(path)
-        return True
 
     def create(self, path: str, mode: int = 0o666) -> int:
         """Make a file and return its descriptor, which the caller closes.
@@ -352,6 +335,31 @@ def changeable(descriptor: int) -> int | str:
     Linux changes what was opened as a handle only by a path that leads to the descriptor.
     """
     return f"/proc/self/fd/{descriptor}" if HAS_HANDLES else descriptor
+
+
+def _missing_folders(tree: Tree, path: str) -> list[str]:
+    """Return a folder and those above it that are not there, the uppermost first.
+
+    It looks from below: each look enters all folders from the root, and usually most are there.
+    """
+    missing: list[str] = []
+    path = os.path.join(tree.root, os.path.relpath(path, tree.root))
+    while path != tree.root and not _is_folder(tree, path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    return missing[::-1]
+
+
+def _is_folder(tree: Tree, path: str) -> bool:
+    """Return whether a folder is at a path; StaleError if something else is."""
+    try:
+        with tree.parent(path) as (name, folder):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    if not modes.S_ISDIR(status.st_mode):
+        raise stale(path)
+    return True
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -20,6 +20,7 @@ from vlmcache.cache.owners import is_anothers
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.tree import is_root
 from vlmcache.config import Environment, own_home
+from vlmcache.paths import real_path
 
 # Most commands look here and find no file yet; they need not wait for the library.
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
             at: seconds since the epoch; now if not given.
         """
         when = time.time() if at is None else at
-        row = (os.path.realpath(cache), *revision, what, when)
+        row = (real_path(cache), *revision, what, when)
         self._write(
             lambda connection: connection.execute(
                 "INSERT INTO uses VALUES (?, ?, ?, ?, ?, ?) "
@@ -165,7 +166,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
             "SELECT type, repo, commit_hash, max(at) FROM uses "
             "WHERE cache = ? AND typeof(at) = 'real' AND at BETWEEN 0 AND 1e11 "
             "GROUP BY type, repo, commit_hash LIMIT ?",
-            os.path.realpath(cache),
+            real_path(cache),
             _MOST_ROWS,
         )
         return {(kind, repo, commit): at for kind, repo, commit, at in rows}
@@ -174,7 +175,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         """Forget the uses of a revision that was removed."""
         self._ask(
             "DELETE FROM uses WHERE cache = ? AND type = ? AND repo = ? AND commit_hash = ?",
-            os.path.realpath(cache),
+            real_path(cache),
             *revision,
         )
 

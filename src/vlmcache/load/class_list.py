@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from vlmcache.cache.owners import is_anothers
+from vlmcache.paths import real_path
 
 FILE = "transformers-classes.json"
 _MODULE = "transformers.utils.import_utils"
@@ -75,7 +76,7 @@ class _Finder:
 
     def __init__(self, path: str, key: list[str]) -> None:
         self._path, self._key = path, key
-        self._models = os.path.realpath(key[1])
+        self._models = real_path(key[1])
         self._changed: tuple[ModuleType, Callable[[Any], Any]] | None = None
 
     def find_spec(
@@ -102,7 +103,7 @@ class _Finder:
 
         def look_up(path: Any) -> Any:
             folder = os.path.dirname(path) if os.path.isfile(path) else path
-            if os.path.realpath(folder) != self._models:
+            if real_path(folder) != self._models:
                 return search(path)
             classes = _read(self._path, self._key)
             if classes is None:

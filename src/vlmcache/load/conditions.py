@@ -19,6 +19,7 @@ from vlmcache.cache.state import Finding
 from vlmcache.load import reader
 from vlmcache.load.disk import disk_name, line_of
 from vlmcache.load.report import Accelerator, Machine, Temperature
+from vlmcache.paths import real_path
 
 COLD_AT_MOST = 0.01
 """Part of the weight files that may be in memory before a cold trial."""
@@ -88,7 +89,7 @@ def library_files() -> tuple[str, ...]:
     for name in ("torch", "transformers"):
         spec = importlib.util.find_spec(name)
         for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-            folders.add(os.path.dirname(os.path.realpath(folder)))
+            folders.add(os.path.dirname(real_path(folder)))
     return tuple(
         path
         for folder in sorted(folders)

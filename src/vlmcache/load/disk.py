@@ -11,6 +11,7 @@ from vlmcache.cache.mounts import drive_of, mount_of, nearest_folder
 from vlmcache.home.journal import Journal
 from vlmcache.load import reader
 from vlmcache.load.report import Disk
+from vlmcache.paths import real_path
 
 _COUNTS = (1, 2, 4)
 """The numbers of readers that are tried."""
@@ -131,7 +132,7 @@ def _block_folders(path: str, sysfs: str = _SYSFS) -> Iterator[str]:
             device = os.stat(mount.source).st_rdev
     link = os.path.join(sysfs, f"{os.major(device)}:{os.minor(device)}")
     if os.path.exists(link):
-        block = os.path.realpath(link)
+        block = real_path(link)
         yield block
         yield os.path.dirname(block)
 

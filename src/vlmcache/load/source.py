@@ -24,6 +24,7 @@ from vlmcache.cache.weights import Precision, Tensor, read_header
 from vlmcache.errors import DamagedWeightsError, NotEnoughMemoryError, reason_of
 from vlmcache.load.layouts import other_format
 from vlmcache.load.report import QUANTIZED, WeightsSource
+from vlmcache.paths import real_path
 from vlmcache.units import size_text
 
 _CONFIG_LIMIT = 16_000_000
@@ -82,8 +83,8 @@ class ModelFiles(msgspec.Struct, frozen=True):
         if self.repo is not None and self.cache_dir is not None:
             link = os.path.join(self.cache_dir, layout.repo_folder("model", self.repo))
             if self.folder.startswith(os.path.join(link, "")) and os.path.islink(link):
-                elsewhere = os.path.dirname(os.path.realpath(link))
-        path = os.path.realpath(self.folder)
+                elsewhere = os.path.dirname(real_path(link))
+        path = real_path(self.folder)
         return {"repo": self.repo, "commit": self.commit, "path": path, "elsewhere": elsewhere}
 
 

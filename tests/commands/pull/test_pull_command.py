@@ -68,6 +68,19 @@ def test_a_pinned_commit_that_is_cached_asks_nothing(hub: LoopbackHub, tmp_path:
     assert hub.requests == []
 
 
+def test_the_locks_have_the_repos_name_where_a_link_leads_to_a_folder_of_another(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    cache, elsewhere = tmp_path / "cache", tmp_path / "elsewhere" / "qwen"
+    (elsewhere / "blobs").mkdir(parents=True)
+    cache.mkdir()
+    (cache / "models--org--name").symlink_to(elsewhere)
+    assert vlmcache(hub, cache, "pull", REPO).returncode == 0
+    assert len(list(elsewhere.glob("blobs/*"))) == 2
+    assert os.listdir(cache / ".locks") == ["models--org--name"]
+    assert not (elsewhere.parent / ".locks").exists()
+
+
 def test_the_json_follows_its_schema_and_counts_what_came(hub: LoopbackHub, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     schema = schema_of("pull", document_type("pull"))

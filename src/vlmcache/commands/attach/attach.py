@@ -37,6 +37,7 @@ from vlmcache.errors import (
     reason_of,
     require_consent,
 )
+from vlmcache.paths import real_path
 from vlmcache.units import counted
 
 _MOST_ABSENT = 10_000
@@ -180,7 +181,7 @@ def _base_folder(session: Session, state: CacheState, base: str | None) -> str:
             f"the base holds no models: {path}",
             "name the folder that holds models--owner--name",
         )
-    own, other = os.path.realpath(state.dir), os.path.realpath(path)
+    own, other = real_path(state.dir), real_path(path)
     if f"{own}/".startswith(f"{other}/") or f"{other}/".startswith(f"{own}/"):
         raise UsageError(
             f"the base is this very cache, or in it: {path}",
@@ -308,8 +309,8 @@ def _named_bases(
         raise UsageError(f"several bases are attached: {names}", "name one of them")
     path = os.path.normpath(session.environment.absolute(os.path.expanduser(base)))
     places = {path, os.path.join(path, "hub")}
-    real = {os.path.realpath(place) for place in places}
-    meant = {folder for folder in known if folder in places or os.path.realpath(folder) in real}
+    real = {real_path(place) for place in places}
+    meant = {folder for folder in known if folder in places or real_path(folder) in real}
     if not meant:
         attached = f"; attached: {', '.join(sorted(known))}" if known else ""
         raise UsageError(

@@ -48,6 +48,7 @@ from vlmcache.commands.backup.values import (
 )
 from vlmcache.config import Config, Session
 from vlmcache.errors import UsageError, in_words
+from vlmcache.paths import real_path
 from vlmcache.progress import FileOf, Progress, StopToken, continued_by, files_shown
 from vlmcache.threads import each
 
@@ -158,8 +159,8 @@ def _check_destination(destination: str, cache_dir: str) -> None:
     path = places.local_path(destination)
     if path is None or destination == STREAM:
         return
-    cache = os.path.join(os.path.realpath(cache_dir), "")
-    if os.path.join(os.path.realpath(path), "").startswith(cache):
+    cache = os.path.join(real_path(cache_dir), "")
+    if os.path.join(real_path(path), "").startswith(cache):
         raise UsageError(
             f"the destination is in the cache: {path}", "name a place outside the cache"
         )
@@ -226,7 +227,7 @@ def _writing(
         address, name = places.split(destination)
         return Remote(address).writing(name, size)
     # A link stays, and the file that it leads to is written.
-    folder, name = os.path.split(os.path.realpath(path))
+    folder, name = os.path.split(real_path(path))
     if not os.path.isdir(folder):
         raise UsageError(
             f"no such folder: {folder}",

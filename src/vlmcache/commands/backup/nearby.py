@@ -9,6 +9,7 @@ import os
 from vlmcache.cache import layout
 from vlmcache.commands.backup.compression import is_stream_name
 from vlmcache.commands.backup.values import MARKER
+from vlmcache.paths import real_path
 from vlmcache.units import did_you_mean, shell_words
 
 _ENTRIES = 1000
@@ -64,5 +65,5 @@ def _is_backup(path: str) -> bool:
 def _is_cache(path: str, but: str) -> bool:
     # What this user may not read is not suggested.
     with contextlib.suppress(OSError):
-        return os.path.realpath(path) != os.path.realpath(but) and holds_repos(path)
+        return real_path(path) != real_path(but) and holds_repos(path)
     return False

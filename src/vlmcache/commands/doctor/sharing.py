@@ -26,6 +26,7 @@ from vlmcache.commands.doctor.permissions import (
 )
 from vlmcache.commands.doctor.values import AccessReport, Sharing
 from vlmcache.errors import UsageError
+from vlmcache.paths import real_path
 from vlmcache.units import and_more, command, did_you_mean, shell_words
 
 _FIRST_OF_USERS = 1000
@@ -198,7 +199,7 @@ def _sharing_findings(root: str, sharing: Sharing) -> list[Finding]:
 def _closed_above(root: str, gid: int) -> Iterator[str]:
     """Yield the folders above the cache that a member of the group cannot enter."""
     with contextlib.suppress(OSError):
-        for folder in map(str, Path(os.path.realpath(root)).parents):
+        for folder in map(str, Path(real_path(root)).parents):
             facts = os.stat(folder)
             if not facts.st_mode & (0o010 if facts.st_gid == gid else 0o001):
                 yield folder

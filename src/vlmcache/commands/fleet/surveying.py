@@ -26,6 +26,7 @@ from vlmcache.commands.pull.room import abilities_needed, find_shortage, without
 from vlmcache.config import Session, own_home
 from vlmcache.errors import VlmcacheError, reason_of
 from vlmcache.home.journal import Journal, read_damaged
+from vlmcache.paths import real_path
 
 
 class Surveyor:
@@ -178,7 +179,7 @@ def _place_of(cache_dir: str) -> str:
     """Return what identifies a cache, wherever it is seen from: nodes that share it agree."""
     place = nearest_folder(cache_dir)
     status, mount = os.stat(place), mount_of(place)
-    rest = os.path.relpath(os.path.realpath(cache_dir), os.path.realpath(place))
+    rest = os.path.relpath(real_path(cache_dir), real_path(place))
     if mount is not None and mount.network:
         return f"{mount.source}:{status.st_ino}:{rest}"
     return f"{_machine()}:{status.st_dev}:{status.st_ino}:{rest}"

@@ -18,6 +18,7 @@ from vlmcache.config import ModelConfig, Session, cached_repos, find_model
 from vlmcache.config_file import parse_config
 from vlmcache.environment import FILE_LIMIT
 from vlmcache.errors import ConfigError, UsageError, reason_of
+from vlmcache.paths import real_path
 
 
 class Addition(NamedTuple):
@@ -68,7 +69,7 @@ class ConfigAdder:
             raise ConfigWriteError(
                 f"{self.path} is not a file: nothing can be added to it", "move it out of the way"
             )
-        folder = nearest_folder(os.path.dirname(os.path.realpath(self.path)))
+        folder = nearest_folder(os.path.dirname(real_path(self.path)))
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ConfigWriteError(
                 f"{self.path} cannot be written: its folder is not yours to change",

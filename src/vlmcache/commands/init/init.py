@@ -19,6 +19,7 @@ from vlmcache.config import ModelConfig, Session, load_config, shipped_config, u
 from vlmcache.config_file import SHIPPED, parse_config
 from vlmcache.environment import FILE_LIMIT
 from vlmcache.errors import ConfigError
+from vlmcache.paths import real_path
 from vlmcache.units import size_text
 
 _KEPT = ("cached", "damaged", "away")
@@ -157,5 +158,5 @@ def _active(session: Session, path: str) -> str | None:
     except ConfigError:
         return os.path.join(session.environment.folder, "config.yaml")
     places = ("VLMCACHE_CONFIG", "./config.yaml")
-    same = os.path.realpath(active.path) == os.path.realpath(path)
+    same = real_path(active.path) == real_path(path)
     return active.path if active.source in places and not same else None

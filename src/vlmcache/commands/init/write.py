@@ -15,6 +15,7 @@ from vlmcache.change.tree import Tree, write_all
 from vlmcache.commands.init.values import ConfigExistsError, ConfigWriteError
 from vlmcache.environment import FILE_LIMIT
 from vlmcache.errors import SpaceError, VlmcacheError, reason_of
+from vlmcache.paths import real_path
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What filesystems without hard links answer."""
@@ -75,7 +76,7 @@ def change(path: str, changed: Callable[[bytes | None], bytes]) -> None:
         ConfigWriteError: the system refuses for another reason.
     """
     with _explained(path):
-        real = os.path.realpath(path)
+        real = real_path(path)
         tree = Tree(os.path.dirname(real))
         tree.make_folders(tree.root)
         with _alone(tree.root):

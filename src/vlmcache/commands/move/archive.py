@@ -32,6 +32,7 @@ from vlmcache.commands.remove.facts import pinned_models
 from vlmcache.commands.remove.values import Archive, CleanOptions, Confirm, Removal
 from vlmcache.config import Session
 from vlmcache.errors import AwayError, ChangedError, UsageError, VlmcacheError, require_consent
+from vlmcache.paths import real_path
 from vlmcache.progress import Progress, continued_by
 
 
@@ -88,7 +89,7 @@ class _Archiver:
     """One `clean --to`: planned, then carried out."""
 
     def __init__(self, session: Session, options: CleanOptions) -> None:
-        place = msgspec.structs.replace(session.cache, dir=os.path.realpath(session.cache.dir))
+        place = msgspec.structs.replace(session.cache, dir=real_path(session.cache.dir))
         self.session = session._replace(cache=place)
         self.options = options
         self.folders: Sequence[str] = ()

@@ -58,6 +58,7 @@ from vlmcache.errors import (
     VlmcacheError,
     require_consent,
 )
+from vlmcache.paths import real_path
 from vlmcache.progress import Progress, continued_by
 from vlmcache.units import and_more, shell_words
 
@@ -149,7 +150,7 @@ def prepare_move(
         VlmcacheError: as of `move`.
     """
     place = find_destination(session.cache.dir, destination)
-    state = scan(os.path.realpath(session.cache.dir))
+    state = scan(real_path(session.cache.dir))
     check_mounted(state, place)
     target = read_destination(state, place)
     choice = choose_repos(state, session.config, target, names)
@@ -220,7 +221,7 @@ def undo_move(session: Session, destination: str, *, dry_run: bool = False) -> M
     place = find_destination(session.cache.dir, destination)
     # Planned under the lock: a move that ends meanwhile must not be taken for an unfinished one.
     is_begun = os.path.lexists(layout.staged_path(place)) or bool(read_moves(place))
-    cache_dir = os.path.realpath(session.cache.dir)
+    cache_dir = real_path(session.cache.dir)
     with contextlib.ExitStack() as stack:
         tree: Tree | None = None
         if is_begun and not dry_run:
@@ -327,7 +328,7 @@ def relink(
     """
     begun = time.monotonic()
     place = find_destination(session.cache.dir, folder)
-    state = scan(os.path.realpath(session.cache.dir))
+    state = scan(real_path(session.cache.dir))
     lost: list[Repo] = []
     linked: list[Repo] = []
     for repo in state.repos:

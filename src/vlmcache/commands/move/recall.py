@@ -31,6 +31,7 @@ from vlmcache.commands.move.values import (
 )
 from vlmcache.config import Session
 from vlmcache.errors import InUseError, UsageError, VlmcacheError
+from vlmcache.paths import real_path
 from vlmcache.progress import Progress
 
 
@@ -73,7 +74,7 @@ class _Recaller:
     """One `recall`, place by place."""
 
     def __init__(self, session: Session, progress: Progress | None) -> None:
-        place = msgspec.structs.replace(session.cache, dir=os.path.realpath(session.cache.dir))
+        place = msgspec.structs.replace(session.cache, dir=real_path(session.cache.dir))
         self.session = session._replace(cache=place)
         self.progress = progress
         self.state = scan(place.dir)

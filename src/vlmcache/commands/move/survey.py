@@ -29,6 +29,7 @@ from vlmcache.errors import (
     UsageError,
     VlmcacheError,
 )
+from vlmcache.paths import real_path
 from vlmcache.units import command, shell_words
 
 _LINKS = 40
@@ -41,7 +42,7 @@ def find_destination(cache_dir: str, destination: str) -> str:
     Raises:
         UsageError: it cannot be one.
     """
-    cache, place = os.path.realpath(cache_dir), os.path.realpath(destination)
+    cache, place = real_path(cache_dir), real_path(destination)
     exists, above = os.path.isdir(place), os.path.dirname(place)
     problems = (
         (not destination, "the destination is empty", "name a folder"),
@@ -143,7 +144,7 @@ def check_mounted(state: CacheState, place: str) -> None:
         AwayError: it is one.
     """
     for repo in state.repos:
-        if repo.away is not None and os.path.realpath(repo.away.destination) == place:
+        if repo.away is not None and real_path(repo.away.destination) == place:
             raise away_error(repo, repo.away)
 
 
@@ -159,7 +160,7 @@ def open_archive(state: CacheState, folder: str) -> Destination:
         AwayError: the drive with the models that were moved there is not mounted.
         CacheError: it cannot be written.
     """
-    check_mounted(state, os.path.realpath(folder))
+    check_mounted(state, real_path(folder))
     place = find_destination(state.dir, folder)
     near = nearest_folder(place)
     if os.stat(near).st_dev == os.stat(state.dir).st_dev or _same_filesystem(near, state.dir):

@@ -274,7 +274,8 @@ class _Work:
             raise error.saying(message, error.hint) from error
 
     def _lock_path(self, transfer: Transfer) -> str:
-        repo = os.path.basename(self.folder)
+        # The client's lock is named by the repo, wherever a link in its place leads.
+        repo = layout.folder_of(self.order.repo)
         return layout.lock_path(self.order.cache_dir, repo, transfer.job.listed.etag)
 
     def _place(self, tree: Tree, task: Task, job: BlobJob, *, new: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 
 from vlmcache.cache.state import CacheState
@@ -13,6 +12,7 @@ from vlmcache.commands.remove.facts import removed_revisions
 from vlmcache.commands.remove.values import Keeping, Removal
 from vlmcache.config import Limits, Session
 from vlmcache.errors import CacheError
+from vlmcache.paths import real_path
 from vlmcache.units import size_text
 
 
@@ -71,6 +71,6 @@ def keep_of(removal: Removal, state: CacheState, places: Collection[CacheState])
     return Keep(
         removal.trash.days,
         tuple(removal.ids or names),
-        os.path.realpath(state.dir),
+        real_path(state.dir),
         tuple(sorted(revisions)),
     )

@@ -16,6 +16,7 @@ from vlmcache.change.removals import expected_of
 from vlmcache.commands.remove.facts import inodes_below
 from vlmcache.commands.remove.values import CleanOptions, SideCache
 from vlmcache.config import Environment, hub_home, own_home, side_caches
+from vlmcache.paths import real_path
 from vlmcache.units import and_more
 
 
@@ -96,5 +97,5 @@ def with_side_caches(
 
 
 def _is_at_or_below(path: str, folder: str) -> bool:
-    real, root = os.path.realpath(path), os.path.realpath(folder)
+    real, root = real_path(path), real_path(folder)
     return os.path.join(real, "").startswith(os.path.join(root, ""))

@@ -24,6 +24,7 @@ from vlmcache.commands.serve.values import NotServed, ServedModel
 from vlmcache.config import Session
 from vlmcache.errors import VlmcacheError, reason_of
 from vlmcache.home.journal import read_damaged, read_restricted
+from vlmcache.paths import real_path
 
 FRESH = 2.0
 """Seconds after which a repo is read again when it is asked for."""
@@ -398,12 +399,12 @@ class _Others:
         """Return whether the modes of a file and of all folders above it let everybody read it."""
         folder, name = os.path.split(path)
         if folder not in self._real:
-            self._real[folder] = os.path.realpath(folder)
+            self._real[folder] = real_path(folder)
         real = os.path.join(self._real[folder], name)
         try:
             status = os.lstat(real)
             if modes.S_ISLNK(status.st_mode):
-                real = os.path.realpath(real)
+                real = real_path(real)
                 status = os.lstat(real)
             return bool(status.st_mode & 0o004) and self._can_pass(os.path.dirname(real))
         except OSError:

@@ -23,6 +23,7 @@ from vlmcache.config import ModelConfig, Session, hub_home, shipped_config
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.home.copies import KeptCopy
 from vlmcache.names import parse_name
+from vlmcache.paths import real_path
 from vlmcache.report import Report
 from vlmcache.scheduled import RunOutcome
 from vlmcache.units import size_text
@@ -130,8 +131,8 @@ def second_caches(session: Session, missing: Collection[str] = ()) -> Iterator[F
     values = filter(None, map(session.environment.get, names))
     candidates += (os.path.abspath(os.path.expanduser(value)) for value in values)
     # Of several paths of one folder the first counts.
-    others = {os.path.realpath(path): path for path in reversed(candidates)}
-    others.pop(os.path.realpath(session.cache.dir), None)
+    others = {real_path(path): path for path in reversed(candidates)}
+    others.pop(real_path(session.cache.dir), None)
     for path in reversed(others.values()):
         try:
             entries = os.listdir(path)

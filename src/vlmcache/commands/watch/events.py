@@ -16,6 +16,7 @@ from vlmcache.cache.entries import is_stale
 from vlmcache.cache.moved import away_remedy, away_words
 from vlmcache.cache.state import CacheState, Finding, Partial, Repo, Revision
 from vlmcache.commands.watch.values import Event, EventKind
+from vlmcache.paths import real_path
 
 BEGUN = frozenset({"ref-to-missing-commit", "empty-snapshot", "missing-snapshots"})
 """Findings of a download until its first file is complete; damage if there was more before."""
@@ -201,7 +202,7 @@ class Notifications:
         from watchfiles._rust_notify import RustNotify
 
         # Some systems report real paths, whatever they were asked for.
-        self._folder = os.path.realpath(folder)
+        self._folder = real_path(folder)
         self._notify = RustNotify([self._folder], False, False, 0, True, True)
         self._touched: set[str] = set()
         self._lock = threading.Lock()
