@@ -174,7 +174,8 @@ class _CacheScan:
                 f"{back}, or remove the link: {units.command('rm', content.id)}",
             )
         if content.exists:
-            notes.tally.add("metadata", os.stat(path))
+            with suppress(OSError):  # a link may lead elsewhere by now
+                notes.tally.add("metadata", os.stat(path))
         return _ScannedRepo(read_repo(content, self.now), notes.tally)
 
     def _find_users(self) -> None:
