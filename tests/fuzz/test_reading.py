@@ -600,7 +600,9 @@ def test_a_folder_deep_in_a_cache_ends_no_command(
         for line in lines:
             done = run_here(*line.split(), "--cache-dir", str(tmp_path / "hub"))
             assert "internal error" not in done.err, done.err
-            assert not done.err or is_failure(done.err), done.err
+            # On a busy machine there are lines about how far it is.
+            said = [line for line in done.err.splitlines() if not line.startswith("vlmcache: ")]
+            assert not said or is_failure("\n".join(said) + "\n"), done.err
     finally:
         # What pytest removes folders with calls itself for each folder.
         subprocess.run(["rm", "-rf", str(tmp_path / "hub"), str(tmp_path / "there")], check=True)
