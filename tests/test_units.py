@@ -156,6 +156,6 @@ def test_durations_are_shown_in_the_largest_whole_unit(seconds: int, text: str) 
 
 def test_how_long_bytes_took_comes_with_their_speed() -> None:
     assert pace_text(71_500_000, 0.2) == "0.2 s (358 MB/s)"
-    assert pace_text(1_000, 0.01) == "0.01 s"
+    assert pace_text(1_000, 0.01) == "0.01 s (100 kB/s)"
     assert pace_text(24_000_000_000, 200.0) == "3 min (120 MB/s)"
-    assert pace_text(0, 0.0) == "0.00 s"
+    assert pace_text(0, 0.0) == "0.00 s (0 B/s)"

@@ -136,11 +136,11 @@ def size_text(size: int) -> str:
 
 
 def pace_text(size: int, seconds: float) -> str:
-    """Return how long some bytes took: `0.2 s (370 MB/s)`, `3 min (120 MB/s)`, `0.02 s`."""
-    if seconds < 0.1:
-        return f"{seconds:.2f} s"  # a rate over so short a time says nothing
-    took = duration_text(seconds) if seconds >= 60 else f"{seconds:.1f} s"
-    return f"{took} ({size_text(int(size / seconds))}/s)"
+    """Return how long some bytes took: `0.2 s (370 MB/s)`, `3 min (120 MB/s)`."""
+    rate = size_text(int(size / max(seconds, 0.001)))
+    digits = 1 if seconds >= 0.1 else 2
+    took = duration_text(seconds) if seconds >= 60 else f"{seconds:.{digits}f} s"
+    return f"{took} ({rate}/s)"
 
 
 def counted(count: int, noun: str) -> str:
