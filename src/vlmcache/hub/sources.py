@@ -139,6 +139,7 @@ class Sources:
 
     def drop(self, source: Source, why: str) -> None:
         """Use a source no more, and say why."""
+        why = why.removeprefix(f"{source.name} ")  # which stands before it wherever it is shown
         with self._lock:
             if source.name in self._problems:
                 return

@@ -181,6 +181,24 @@ def test_without_ray_one_line_says_what_to_install(vlmcache: Vlmcache, tmp_path:
     assert vlmcache("status").code == 0
 
 
+def test_a_token_that_is_not_accepted_is_said_as_soon_as_ray_prints_it(
+    vlmcache: Vlmcache, tmp_path: Path
+) -> None:
+    # Ray tries again and again meanwhile; this one never ends.
+    (tmp_path / "ray.py").write_text(
+        "import sys, time\n__version__ = '0'\n"
+        "def init(**_):\n"
+        "    print('gcs_client.cc:210: Unauthenticated: InvalidAuthToken', file=sys.stderr)\n"
+        "    time.sleep(3600)\n"
+    )
+    vlmcache.environment["PYTHONPATH"] = str(tmp_path)
+    done = vlmcache("fleet", "status", "--address", "auto")
+    error, hint = done.err.splitlines()
+    assert (done.code, done.out) == (1, "")
+    assert error.startswith("error: this machine's cluster was not joined: it asks for a token")
+    assert "RAY_AUTH_MODE=token" in hint
+
+
 # What takes longer: nodes that die, hang and differ.
 
 

@@ -28,6 +28,7 @@ from vlmcache.commands.fleet.values import (
     NodeLoads,
     NodeVerification,
     error_of,
+    nodes_problem,
 )
 from vlmcache.commands.remove.values import Keeping, Removal
 from vlmcache.config import shipped_config
@@ -278,12 +279,38 @@ def test_the_hint_on_a_machine_outside_a_cluster_says_how_it_joins() -> None:
 
 
 def test_the_hint_for_a_missing_or_wrong_token_says_what_to_set() -> None:
-    none = ClusterError.of("auto", "RuntimeError", "Ray couldn't find an authentication token.")
+    for words in ("couldn't find an authentication token", "no authentication token was found"):
+        none = ClusterError.of("auto", "RuntimeError", f"Ray: {words}.")
+        assert none.message.endswith("there is no token here")
+        assert none.hint is not None
+        assert "RAY_AUTH_TOKEN_PATH" in none.hint
     refused = ClusterError.of("head:6379", "ConnectionError", "Failed to connect")
-    assert none.hint is not None
-    assert "RAY_AUTH_TOKEN_PATH" in none.hint
     assert refused.hint is not None
     assert "RAY_AUTH_MODE=token" in refused.hint
+
+
+@pytest.mark.parametrize(
+    ("local", "fleet"),
+    [
+        ("vlmcache pull org/a", "vlmcache fleet pull org/a"),
+        ("'vlmcache status --all' lists all", "'vlmcache fleet status' lists all"),
+        (
+            "'vlmcache verify a'; 'vlmcache pull a --include x' and 'vlmcache undo 1'",
+            "'vlmcache fleet verify a'; 'vlmcache fleet pull a --include x' and 'vlmcache undo 1'",
+        ),
+        ("vlmcache pull org/a --make-room", "vlmcache pull org/a --make-room"),
+        ("vlmcache fleet pull org/a", "vlmcache fleet pull org/a"),
+        ("stop that first", "stop that first"),
+    ],
+)
+def test_a_hint_of_nodes_names_the_command_for_all_of_them(local: str, fleet: str) -> None:
+    failure = Failure("not-downloaded", "org/a is missing", local, 7)
+    rows = tuple(NodeVerification(node=f"gpu{n}", address="", error=failure) for n in (1, 2))
+    for nodes in (rows, rows[:1]):
+        problem = nodes_problem(nodes)
+        assert problem is not None
+        assert problem.hint == fleet
+        assert all(cause.hint == fleet for cause in problem.causes)
 
 
 def loads(name: str, seconds: float, most: float | None = None) -> NodeLoads:

@@ -19,7 +19,7 @@ from vlmcache.commands.fleet.pull import pull_to_fleet
 from vlmcache.commands.fleet.pull_values import FleetPull, FleetPullOptions
 from vlmcache.commands.serve.sending import OpenContent
 from vlmcache.errors import PartlyError, SpaceError, UnknownModelError
-from vlmcache.progress import Progress
+from vlmcache.progress import Progress, Tally
 
 SIZE = 5 << 20
 WEIGHTS = "model.safetensors"
@@ -201,7 +201,7 @@ def test_a_node_without_room_is_named_before_anything_starts(
             | {"limits": limits}
         )
         fleet.workers["node2"].session = session._replace(config=config)
-        with pytest.raises(SpaceError, match="node2: not enough space"):
+        with pytest.raises(SpaceError, match="nothing was downloaded: node2: not enough space"):
             fleet.pull()
         assert not any(cache.exists() for cache in fleet.caches.values())
         assert bodies(hub).keys() <= {"config.json"}
@@ -221,7 +221,10 @@ def test_a_disk_that_fills_up_stops_that_node_alone(hub: LoopbackHub, tmp_path: 
                 filler.write_bytes(bytes(5 << 20))
 
         fleet.on_call = fill
-        report = fleet.pull()
+        progress = Noting()
+        report = fleet.pull(progress=progress)
+        (shown,) = (nodes for note, nodes in progress.shown.items() if note.startswith("node2: "))
+        assert "node2" not in shown
         assert isinstance(report.problem, PartlyError)
         assert "node2" in report.problem.message
         assert states(report) == {"node1": "pulled", "node2": "failed", "node3": "pulled"}
@@ -330,12 +333,24 @@ def test_readers_of_a_node_that_dies_continue_and_the_hub_sends_only_the_rest(
     assert all(is_complete(hub, fleet.caches[f"node{number}"]) for number in (2, 3, 4))
 
 
+class Noting(Tally):
+    """Keeps which nodes are still shown when a note is printed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: dict[str, set[str]] = {}
+
+    def note(self, text: str) -> None:
+        self.shown[text] = {name for name, share in self.models.items() if share.is_active}
+
+
 def test_another_node_takes_over_from_one_that_dies_while_the_hub_sends(
     hub: LoopbackHub, fleet: LocalFleet
 ) -> None:
     hub.fault(hang(2 << 20).on(WEIGHTS, method="GET"))
     reports: list[FleetPull] = []
-    thread = threading.Thread(target=lambda: reports.append(fleet.pull()))
+    progress = Noting()
+    thread = threading.Thread(target=lambda: reports.append(fleet.pull(progress=progress)))
     thread.start()
     wait_until(lambda: hub.bytes_sent(WEIGHTS) >= 2 << 20)
     victim = next(
@@ -348,6 +363,8 @@ def test_another_node_takes_over_from_one_that_dies_while_the_hub_sends(
     thread.join()
     lost = {node.node for node in reports[0].nodes if node.error is not None}
     assert lost == {victim}
+    note = f"{victim}: the node died; the others continue without it"
+    assert progress.shown[note] == fleet.caches.keys() - {victim}
     assert bodies(hub) == {**dict.fromkeys(FILES, 1), WEIGHTS: 2}
     assert all(is_complete(hub, c) for name, c in fleet.caches.items() if name != victim)
 

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -29,6 +30,8 @@ from tests.kit.served import TOKEN, serving
 from vlmcache.commands.pull import sources
 from vlmcache.commands.pull.values import PullReport
 from vlmcache.errors import UsageError
+from vlmcache.hub.sources import Sources
+from vlmcache.progress import Throttle
 
 WEIGHTS = "model.safetensors"
 SIZE = 3_000_000
@@ -252,6 +255,17 @@ def test_a_server_that_does_not_answer_is_named(
         ).check()
     assert codes(report) == {"source-unusable"}
     assert origins(report) == {}
+
+
+def test_the_name_of_a_dropped_source_is_not_said_twice() -> None:
+    notes: list[str] = []
+    server = Mock(kind="serve")
+    server.name = "http://box:9401"
+    used = Sources(Throttle(), notes.append)
+    used.use([server], first=True)
+    used.drop(server, "http://box:9401 cannot be reached: connection reset")
+    assert notes == ["http://box:9401: cannot be reached: connection reset; not used any more"]
+    assert [use.problem for use in used.uses] == ["cannot be reached: connection reset"]
 
 
 @pytest.mark.parametrize("kind", ["cache", "tar.gz"])

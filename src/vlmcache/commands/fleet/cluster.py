@@ -27,7 +27,7 @@ from vlmcache.commands.fleet import wire
 from vlmcache.commands.fleet.actor import Hello, MethodAnswer, Setup, own_versions
 from vlmcache.commands.fleet.calls import LOST, SILENT, Beat, Call, Node, Reply
 from vlmcache.commands.fleet.nodes import named_nodes, require_same_versions, select_nodes
-from vlmcache.commands.fleet.values import ClusterError
+from vlmcache.commands.fleet.values import UNAUTHORIZED, ClusterError
 from vlmcache.errors import ExitCode, MissingPackageError, UsageError, reason_of
 from vlmcache.installing import install_extra
 
@@ -123,6 +123,7 @@ class Cluster:
         self._news: queue.SimpleQueue[wire.News | None] = queue.SimpleQueue()
         self._early: list[Reply] = []
         self._ended = ""
+        self._joined = False
         self._said: deque[str] = deque(maxlen=5)
         path = [folder for folder in sys.path if os.path.isabs(folder)]
         environment = dict(os.environ)
@@ -180,6 +181,7 @@ class Cluster:
         except queue.Empty:
             news = wire.Refused("TimeoutError", f"no answer in {_JOIN:.0f} s")
         if isinstance(news, wire.Joined):
+            self._joined = True
             log.info("fleet", "joined: Ray %s, %s nodes", news.ray, len(news.nodes))
             self._own = msgspec.structs.replace(self._own, ray=news.ray)
             return named_nodes(news.nodes)
@@ -246,6 +248,8 @@ class Cluster:
 
     def close(self) -> None:
         """End the actors, and the process that knows Ray."""
+        if not self._joined:
+            self._child.kill()  # Ray may be in a call that does not end
         with contextlib.suppress(OSError, ValueError):
             assert self._child.stdin is not None
             self._child.stdin.close()
@@ -290,6 +294,9 @@ class Cluster:
             for line in stream:
                 text = line.decode(errors="replace").rstrip()
                 self._said.append(text)
+                if UNAUTHORIZED in text:
+                    # Ray would try again for 20 seconds, and then say nothing of a token.
+                    self._news.put(wire.Refused("", UNAUTHORIZED))
                 log.debug("ray", "%s", text)
 
     def _last_words(self) -> str:

@@ -273,7 +273,7 @@ def _words(error: Exception) -> str:
     text = str(error)
     if "No module named 'vlmcache" in text:
         return "vlmcache is not installed for the Python that Ray runs on the node"
-    if type(error).__name__ == "ActorUnavailableError":
+    if type(error).__name__ == "ActorUnavailableError" or "actor died unexpectedly" in text:
         return "it died, or can no longer be reached"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -143,8 +143,8 @@ class _Pull:
             return
         first = next(iter(short.values()))
         error = SpaceError(
-            f"nothing was begun: {first_of(list(short))}: {first.message}",
-            "make room there, or leave them out with --nodes",
+            f"nothing was downloaded: {first_of(list(short))}: {first.message}",
+            "make room there, or name the other nodes with --nodes",
         )
         error.causes = tuple(
             SpaceError(f"{name}: {failure.message}", failure.hint)

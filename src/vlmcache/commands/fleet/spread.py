@@ -305,6 +305,7 @@ class Spreader(_Spreading):
             return
         name = state.node.name
         state.lost = failure.message if failure is not None else "no answer"
+        self._progress.ended(name)
         self._progress.note(f"{name}: {state.lost}; the others continue without it")
         self._checking = {(node, parcel) for node, parcel in self._checking if node != name}
         for reader, parcel in self.planner.away(name):
@@ -343,6 +344,7 @@ class Spreader(_Spreading):
             self.planner.failed(node, key, shuns=False)
             self.planner.full(node)
             state.error = state.error or landing.error
+            self._progress.ended(node)
             self._progress.note(f"{node}: {landing.error.message}")
         elif landing.fault == "unreachable":
             self.planner.failed(node, key, shuns=False)

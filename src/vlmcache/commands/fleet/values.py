@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -20,6 +21,13 @@ _MOST_REASONS = 5
 """The most reasons in a message."""
 _CLIENT_PORT = 10001
 """Where a head node listens to machines that are not part of its cluster, by default."""
+UNAUTHORIZED = "InvalidAuthToken"
+"""What Ray prints if the cluster does not accept the token, or wants one and gets none."""
+_NO_TOKEN = re.compile("find an authentication token|no authentication token was found")
+_LOCAL_COMMAND = re.compile(
+    r"vlmcache (status|pull|rm|clean|verify|load-test)\b((?:(?!vlmcache )[^;])*)"
+)
+_OPTIONS_OF_BOTH = {"--include", "--exclude", "--revision"}
 
 
 class ClusterError(VlmcacheError):
@@ -41,13 +49,14 @@ class ClusterError(VlmcacheError):
                 "no Ray cluster runs on this machine",
                 "name one with --address HOST:PORT, or start one: ray start --head",
             )
+        cluster = f"the cluster at '{address}'" if address != "auto" else "this machine's cluster"
         if "ersion mismatch" in text:
-            return cls(f"the cluster at '{address}' cannot be joined: {text}")
+            return cls(f"{cluster} cannot be joined: {text}")
         host, _, port = address.rpartition(":")
         if kind == "TimeoutError" and "/" not in host and port.isdecimal():
             # Ray waits for a node of the cluster on this machine, and reports nothing else.
             return cls(
-                f"the cluster at '{address}' was not joined: {text}",
+                f"{cluster} was not joined: {text}",
                 "a machine that is not part of it joins with --address "
                 f"ray://{host}:{_CLIENT_PORT}, if that port of the head node is open",
             )
@@ -55,10 +64,15 @@ class ClusterError(VlmcacheError):
             return cls(
                 f"'{address}' needs Ray's client, which is not installed", install_extra("fleet")
             )
-        if "find an authentication token" in text:
+        if UNAUTHORIZED in text:
             return cls(
-                f"the cluster at '{address}' was not joined: RAY_AUTH_MODE is token, "
-                "and there is no token here",
+                f"{cluster} was not joined: it asks for a token, and got none or a wrong one",
+                "set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from its head node, or name "
+                "a file in RAY_AUTH_TOKEN_PATH",
+            )
+        if _NO_TOKEN.search(text):
+            return cls(
+                f"{cluster} was not joined: RAY_AUTH_MODE is token, and there is no token here",
                 "copy ~/.ray/auth_token from its head node, or name a file in RAY_AUTH_TOKEN_PATH",
             )
         return cls(
@@ -124,22 +138,38 @@ def nodes_problem(nodes: Sequence[FleetNode]) -> VlmcacheError | None:
     if not failed:
         return None
     causes = tuple(
-        error_of(failure).saying(f"{node.node}: {failure.message}", failure.hint)
+        error_of(failure).saying(f"{node.node}: {failure.message}", fleet_hint(failure.hint))
         for node, failure in failed
     )
     codes = {failure.exit_code for _, failure in failed}
-    first = failed[0][1]
+    first, hint = failed[0][1], fleet_hint(failed[0][1].hint)
     if len(nodes) == 1:
         return causes[0]
     count = f"{len(failed)} of {counted(len(nodes), 'node')}"
     why = "; ".join(_grouped((node.node, failure.message) for node, failure in failed))
     message = f"not complete on {count}: {why}"
     if len(failed) == len(nodes) and len(codes) == 1:
-        error = error_of(first).saying(message, first.hint)
+        error = error_of(first).saying(message, hint)
     else:
-        error = PartlyError(message, first.hint)
+        error = PartlyError(message, hint)
     error.causes = causes
     return error
+
+
+def fleet_hint(hint: str | None) -> str | None:
+    """Return the hint of a node with the commands that do on all nodes what it says for one.
+
+    A command with an option that `fleet` does not have stays: it is typed on the node.
+    """
+
+    def on_all_nodes(found: re.Match[str]) -> str:
+        verb, rest = found.groups()
+        options = set(re.findall(r"(?<!\S)--[\w-]+", rest))
+        if verb == "status" and options == {"--all"}:
+            return f"vlmcache fleet status{rest.replace(' --all', '')}"
+        return f"vlmcache fleet {verb}{rest}" if options <= _OPTIONS_OF_BOTH else found[0]
+
+    return None if hint is None else _LOCAL_COMMAND.sub(on_all_nodes, hint)
 
 
 def _grouped(reasons: Iterable[tuple[str, str]]) -> Iterator[str]:
