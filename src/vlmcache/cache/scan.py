@@ -174,8 +174,12 @@ class _CacheScan:
                 f"{back}, or remove the link: {units.command('rm', content.id)}",
             )
         if content.exists:
-            with suppress(OSError):  # a link may lead elsewhere by now
+            try:
                 notes.tally.add("metadata", os.stat(path))
+            except FileNotFoundError:
+                raise
+            except OSError:
+                pass  # a link that leads elsewhere by now
         return _ScannedRepo(read_repo(content, self.now), notes.tally)
 
     def _find_users(self) -> None:

@@ -25,8 +25,9 @@ UNAUTHORIZED = "InvalidAuthToken"
 """What Ray prints if the cluster does not accept the token, or wants one and gets none."""
 _NO_TOKEN = re.compile("find an authentication token|no authentication token was found")
 _LOCAL_COMMAND = re.compile(
-    r"vlmcache (status|pull|rm|clean|verify|load-test)\b((?:(?!vlmcache )[^;])*)"
+    r"vlmcache (status|pull|clean|verify|load-test)\b((?:(?!vlmcache )[^;])*)"
 )
+"""`rm` is not among them: what one node should remove, the others may need."""
 _OPTIONS_OF_BOTH = {"--include", "--exclude", "--revision"}
 
 
