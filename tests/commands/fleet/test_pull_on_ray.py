@@ -206,6 +206,12 @@ def test_a_node_that_is_killed_during_the_transfer_costs_the_others_nothing(
     assert sum(bodies(hub).values()) <= len(FILES) + 2
 
 
+def fill_disk(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 20))
+
+
 def test_a_full_disk_on_one_node_is_named_and_the_others_are_complete(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
@@ -227,11 +233,12 @@ def test_a_full_disk_on_one_node_is_named_and_the_others_are_complete(
         ray_cluster(again, "n1", "n2", environment=variables(hub, again)) as cluster,
     ):
         cluster.add("n3", HF_HUB_CACHE=str(small / "hub"))
-        hub.fault(slow(4 << 20).on("*.safetensors"))
+        hub.fault(slow(2 << 20).on("*.safetensors"))
         driver = Driver(cluster, hub, again)
         wait_until(lambda: hub.bytes_sent(WEIGHTS[0]) > 1 << 20, 120)
-        # Another program writes, after the room was judged.
-        (small / "filler").write_bytes(bytes(70 << 20))
+        # Another program writes all that is left, after the room was judged.
+        with pytest.raises(OSError, match="No space"):
+            fill_disk(small / "filler")
         hub.clear_faults()
         hub.release()
         document = driver.end()
