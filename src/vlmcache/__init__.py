@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from vlmcache.commands.backup.values import Backup, BackupError, Restored
     from vlmcache.commands.doctor.values import Diagnosis
     from vlmcache.commands.fleet.fleet import FleetCache
+    from vlmcache.commands.fleet.joining import ClusterError
     from vlmcache.commands.fleet.pull_values import FleetPull
     from vlmcache.commands.fleet.values import (
-        ClusterError,
         FleetCheckError,
         FleetLoads,
         FleetRemoval,
@@ -127,7 +127,7 @@ _HOMES = {
     "Restored": "vlmcache.commands.backup.values",
     "Diagnosis": "vlmcache.commands.doctor.values",
     "FleetCache": "vlmcache.commands.fleet.fleet",
-    "ClusterError": "vlmcache.commands.fleet.values",
+    "ClusterError": "vlmcache.commands.fleet.joining",
     "FleetCheckError": "vlmcache.commands.fleet.values",
     "FleetLoads": "vlmcache.commands.fleet.values",
     "FleetPull": "vlmcache.commands.fleet.pull_values",

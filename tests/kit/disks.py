@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -45,6 +46,17 @@ def small_filesystem(size_bytes: int, *, inodes: int | None = None) -> Iterator[
         finally:
             # Lazily, since a killed child may still be on its way out.
             subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill_disk(path: Path) -> None:
+    """Let a new file take all that is left of its disk, whatever else is written meanwhile."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 20))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
 
 
 class RemovableDrive:

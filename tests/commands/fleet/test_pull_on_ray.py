@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.kit.disks import small_filesystem
+from tests.kit.disks import fill_disk, small_filesystem
 from tests.kit.fleet_simulation import Simulation, Speeds, most_rounds
 from tests.kit.hub import LoopbackHub, hang, slow
 from tests.kit.local_fleet import REPO, wait_until
@@ -206,12 +206,6 @@ def test_a_node_that_is_killed_during_the_transfer_costs_the_others_nothing(
     assert sum(bodies(hub).values()) <= len(FILES) + 2
 
 
-def fill_disk(path: Path) -> None:
-    with path.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(1 << 20))
-
-
 def test_a_full_disk_on_one_node_is_named_and_the_others_are_complete(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
@@ -237,8 +231,7 @@ def test_a_full_disk_on_one_node_is_named_and_the_others_are_complete(
         driver = Driver(cluster, hub, again)
         wait_until(lambda: hub.bytes_sent(WEIGHTS[0]) > 1 << 20, 120)
         # Another program writes all that is left, after the room was judged.
-        with pytest.raises(OSError, match="No space"):
-            fill_disk(small / "filler")
+        fill_disk(small / "filler")
         hub.clear_faults()
         hub.release()
         document = driver.end()

@@ -13,12 +13,12 @@ from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Kept, Plan, Receipt, RemoveTree
 from vlmcache.commands.fleet import removal, view
 from vlmcache.commands.fleet.calls import LOST, Beat, Call, Node, Reply
+from vlmcache.commands.fleet.joining import ClusterError
 from vlmcache.commands.fleet.measuring import compare_nodes
 from vlmcache.commands.fleet.on_node import Done, Planned
 from vlmcache.commands.fleet.requests import CacheOnNode, RemovalRequest
 from vlmcache.commands.fleet.status import merged, names_for_nodes
 from vlmcache.commands.fleet.values import (
-    ClusterError,
     DamagedModel,
     FleetCheckError,
     FleetRemoval,

@@ -15,7 +15,13 @@ import msgspec
 import pytest
 
 from tests.kit.caches import CacheBuilder, CachedRepo, du_allocated, fingerprint, model_files
-from tests.kit.disks import RemovableDrive, read_only_view, removable_drive, small_filesystem
+from tests.kit.disks import (
+    RemovableDrive,
+    fill_disk,
+    read_only_view,
+    removable_drive,
+    small_filesystem,
+)
 from tests.kit.faulty import failing
 from vlmcache.api import Cache
 from vlmcache.cache.completeness import judge, judge_repo
@@ -357,13 +363,7 @@ def test_a_link_to_a_folder_on_another_drive_is_followed(room: Room, tmp_path: P
 
 @pytest.mark.parametrize("nth", [20, 60, 75])
 def test_an_archive_that_fills_up_in_the_middle_leaves_the_rest_here(room: Room, nth: int) -> None:
-    def fill() -> None:
-        with contextlib.suppress(OSError), (room.drive / "other").open("wb") as file:
-            while True:
-                file.write(bytes(100_000))
-                file.flush()
-
-    with failing(nth, fill, room.drive):
+    with failing(nth, lambda: fill_disk(room.drive / "other"), room.drive):
         done = room.clean(max_size=0)
     assert done.problem is not None
     assert done.problem.exit_code == ExitCode.PARTLY

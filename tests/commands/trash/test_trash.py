@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -19,7 +18,7 @@ from huggingface_hub import scan_cache_dir
 from tests.commands.remove.test_remove import Place
 from tests.commands.remove.test_remove_faults import make
 from tests.kit.caches import CacheBuilder, du_allocated
-from tests.kit.disks import common_folder, small_filesystem
+from tests.kit.disks import common_folder, fill_disk, small_filesystem
 from tests.kit.faulty import killed_at
 from tests.kit.hub import LoopbackHub
 from tests.kit.local_fleet import wait_until
@@ -535,10 +534,7 @@ def test_a_pull_of_which_another_program_takes_the_room_empties_the_trash_and_co
             text=True,
         )
         wait_until(lambda: arrived(cache.root) > 3_000_000)
-        with open(disk / "filler", "wb") as filler, contextlib.suppress(OSError):
-            while True:
-                filler.write(bytes(1 << 16))
-                filler.flush()
+        fill_disk(disk / "filler")
         _, said = pull.communicate(timeout=60)
         assert pull.returncode == 0, said
         ran(vlmcache(hub, cache.root, "verify", "org/name"))
@@ -553,8 +549,7 @@ def test_rm_on_a_full_disk_frees_at_once_and_says_why(monkeypatch: pytest.Monkey
     with small_filesystem(9_000_000) as disk:
         here = Place(disk)
         CacheBuilder(here.root).repo("org/name").revision({"m.bin": b"x" * 5_000_000})
-        with (disk / "filler").open("wb") as filler:
-            os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(disk).free)
+        fill_disk(disk / "filler")
         shown: list[Removal] = []
 
         def confirm(removal: Removal) -> bool:

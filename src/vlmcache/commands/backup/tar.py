@@ -232,10 +232,7 @@ class LimitedArchive(tarfile.TarFile):
     """Extended headers that were read for the next member."""
 
     def next(self) -> tarfile.TarInfo | None:
-        """Return the next member; `None` at the end.
-
-        Before Python 3.11, tarfile fails to seek in an archive that ends with its first block.
-        """
+        """Return the next member; Python 3.10 fails at the end of an archive of one block."""
         try:
             return super().next()
         except OSError as error:

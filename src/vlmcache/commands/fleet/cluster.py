@@ -26,8 +26,8 @@ from vlmcache.change.plan import Failure
 from vlmcache.commands.fleet import wire
 from vlmcache.commands.fleet.actor import Hello, MethodAnswer, Setup, own_versions
 from vlmcache.commands.fleet.calls import LOST, SILENT, Beat, Call, Node, Reply
+from vlmcache.commands.fleet.joining import UNAUTHORIZED, ClusterError
 from vlmcache.commands.fleet.nodes import named_nodes, require_same_versions, select_nodes
-from vlmcache.commands.fleet.values import UNAUTHORIZED, ClusterError
 from vlmcache.errors import ExitCode, MissingPackageError, UsageError, reason_of
 from vlmcache.installing import install_extra
 
